@@ -1,0 +1,50 @@
+//! The only code that opens data files. Everything written goes through [`write_atomic`].
+
+pub mod nifti;
+pub mod picture;
+
+use crate::error::{Error, Result};
+use std::io::Write;
+use std::path::Path;
+
+/// Writes a whole file or nothing: a temporary name in the same folder, `fsync`, rename.
+///
+/// # Errors
+/// A job error naming `path` when the folder is missing or full; the old file, if any, is then untouched.
+pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let failed = |e: std::io::Error| Error::writing(path, &e);
+    let file = tempfile::Builder::new().prefix(".segft-").tempfile_in(folder).map_err(failed)?;
+    let mut buffered = std::io::BufWriter::with_capacity(1 << 20, file);
+    fill(&mut buffered).map_err(failed)?;
+    let file = buffered.into_inner().map_err(|e| failed(e.into_error()))?;
+    // A temporary file is private; what is written for the user gets the usual permissions.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).map_err(failed)?;
+    }
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist(path).map_err(|e| failed(e.error))?;
+    Ok(())
+}
+
+/// Refuses to replace what exists, unless forced. Checked before the first expensive step.
+///
+/// # Errors
+/// A usage error naming `path` when it exists and `force` is [`Replace::Never`].
+pub fn check_free(path: &Path, replace: Replace) -> Result<()> {
+    if replace == Replace::Never && path.exists() {
+        return Err(Error::usage("already exists").at(path).hint("choose another --out, or replace it with --force"));
+    }
+    Ok(())
+}
+
+/// Whether an existing output may be replaced (`--force`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replace {
+    /// Existing files are an error.
+    Never,
+    /// Existing files are replaced.
+    Allowed,
+}

@@ -1,0 +1,11 @@
+//! segft fine-tunes a pretrained SAM on your own medical pictures and volumes, by training the few weights that matter.
+//!
+//! Modules, in reading order: [`image`] and [`io`] (what data is and how it is read), [`score`] (Dice and IoU),
+//! [`phantom`] and [`data`] (where cases come from).
+
+pub mod data;
+pub mod error;
+pub mod image;
+pub mod io;
+pub mod phantom;
+pub mod score;

@@ -1,0 +1,2 @@
+//! The `segft` program.
+fn main() {}
