@@ -7,5 +7,6 @@ pub mod data;
 pub mod error;
 pub mod image;
 pub mod io;
+pub mod model;
 pub mod phantom;
 pub mod score;

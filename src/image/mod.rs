@@ -1,7 +1,9 @@
 //! The backbone types: where voxels lie in space, and what they hold. No files, no network.
 
+pub mod fit;
 mod grid;
 
+pub use fit::{Fit, Resize};
 pub use grid::Grid;
 
 /// Intensities on a grid: `f32` after slope and intercept, first axis fastest (`i + ni * (j + nj * k)`).

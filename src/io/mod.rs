@@ -2,6 +2,7 @@
 
 pub mod nifti;
 pub mod picture;
+pub mod safetensors;
 
 use crate::error::{Error, Result};
 use std::io::Write;

@@ -1,0 +1,67 @@
+//! Segment Anything (Kirillov et al., arXiv 2304.02643): image encoder, prompt encoder, mask decoder.
+
+pub mod config;
+pub mod image_encoder;
+mod layers;
+pub mod mask_decoder;
+pub mod prompt_encoder;
+mod transformer;
+
+pub use config::SamConfig;
+pub use mask_decoder::{Decoded, Masks};
+pub use prompt_encoder::{PointLabel, Prompt, PromptEmbedding};
+
+use super::resize::bilinear;
+use super::weights::Weights;
+use crate::image::Fit;
+use burn::tensor::Tensor;
+
+/// A SAM with its weights on a device.
+#[derive(Debug, Clone)]
+pub struct Sam {
+    /// Sizes.
+    pub config: SamConfig,
+    /// Weights by official name.
+    pub weights: Weights,
+}
+
+impl Sam {
+    /// The same network (weights shared) as a constant: what is computed with it is not recorded for gradients.
+    pub fn frozen(&self) -> Sam {
+        Sam { config: self.config.clone(), weights: self.weights.frozen() }
+    }
+
+    /// Embeds normalised, padded pictures: `[batch, 3, size, size]` → `[batch, out_chans, s, s]`, `s = size / patch`.
+    pub fn embed(&self, pixels: Tensor<4>) -> Tensor<4> {
+        image_encoder::encode(&self.config, &self.weights, pixels)
+    }
+
+    /// Masks for one prompt per embedding.
+    ///
+    /// # Shapes
+    /// `embedding`: `[batch, out_chans, s, s]`; `earlier`: logits `[batch, 1, 4s, 4s]` → logits
+    /// `[batch, 1 or 3, 4s, 4s]` and predicted IoU `[batch, 1 or 3]`.
+    pub fn decode(
+        &self,
+        embedding: Tensor<4>,
+        prompts: &[Prompt],
+        earlier: Option<Tensor<4>>,
+        masks: Masks,
+    ) -> Decoded {
+        let side = embedding.dims()[2];
+        let size = side * self.config.patch;
+        let prompt = prompt_encoder::encode(&self.config, &self.weights, prompts, earlier, size);
+        let positions = prompt_encoder::dense_positions(&self.config, &self.weights, side);
+        mask_decoder::decode(&self.config, &self.weights, embedding, positions, prompt, masks)
+    }
+}
+
+/// Logits at the picture's own size: up to the square, padding cut off, then to the picture, both bilinear (the
+/// official post-processing). `[1, masks, 4s, 4s]` → `[1, masks, height, width]`.
+pub fn logits_fullsize(low_res: Tensor<4>, fit: &Fit) -> Tensor<4> {
+    let [b, m, _, _] = low_res.dims();
+    let [w, h] = fit.inner;
+    let square = bilinear(low_res, fit.size, fit.size);
+    let inner = if fit.inner == [fit.size; 2] { square } else { square.slice([0..b, 0..m, 0..h, 0..w]) };
+    bilinear(inner, fit.picture[1], fit.picture[0])
+}

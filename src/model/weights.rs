@@ -1,0 +1,251 @@
+//! The weights of a network as an ordered table: official name → values.
+//!
+//! Everything that concerns weights (strict loading, selection, patches, the optimizer, the proof that frozen weights
+//! did not move) is a walk over this table; the network itself is functions that look weights up by name. Values are
+//! kept flat, in PyTorch's layout (`[out, in]` for linear layers, `[out, in, kh, kw]` for convolutions), so an index in
+//! a selection or patch means the same here, in a checkpoint and in PyTorch.
+
+use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A tensor in main memory, row-major.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostTensor {
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+    /// `shape.iter().product()` values.
+    pub data: Vec<f32>,
+}
+
+/// What a weight is, by the module that owns it: the selection's rules are written in these words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `[out, in]`.
+    Linear,
+    /// `[out, in, kh, kw]`.
+    Conv,
+    /// `[in, out, kh, kw]`.
+    ConvTranspose,
+    /// Bias of a linear layer or convolution.
+    Bias,
+    /// Scale or shift of a layer norm.
+    Norm,
+    /// Absolute or relative position table.
+    Position,
+    /// Learned token.
+    Embedding,
+    /// Saved with the weights, never trained.
+    Buffer,
+}
+
+/// Which part of the network a weight belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// `image_encoder.*`
+    ImageEncoder,
+    /// `prompt_encoder.*`
+    PromptEncoder,
+    /// `mask_decoder.*`
+    MaskDecoder,
+}
+
+/// Name, kind and shape of one weight: what a configuration says a checkpoint must hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightSpec {
+    /// Official name, as in the state dict.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Where it is.
+    pub part: Part,
+    /// Official shape.
+    pub shape: Vec<usize>,
+}
+
+impl WeightSpec {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there is no value.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Rows and columns of the weight seen as a matrix `[out, fan_in]`: convolutions are flattened.
+    pub fn matrix(&self) -> (usize, usize) {
+        let out = self.shape.first().copied().unwrap_or(1).max(1);
+        (out, self.len() / out)
+    }
+}
+
+/// The entries of a weight that are trained while the others stay: GPS's selection inside one tensor.
+#[derive(Debug, Clone)]
+pub struct Chosen {
+    /// Sorted flat indices into the weight.
+    pub indices: Arc<[u32]>,
+    /// The same indices on the device.
+    pub flat: Tensor<1, Int>,
+    /// Output neuron of each index.
+    pub rows: Tensor<1, Int>,
+    /// Input of each index.
+    pub cols: Tensor<1, Int>,
+    /// The trained values, a leaf that gradients reach. The weight holds the same values at these indices.
+    pub values: Tensor<1>,
+}
+
+/// One named weight on the device.
+#[derive(Debug, Clone)]
+pub struct Weight {
+    /// Name, kind, shape.
+    pub spec: WeightSpec,
+    /// All values, flat. Trained as a whole when the tensor requires gradients.
+    pub value: Tensor<1>,
+    /// Entries trained alone.
+    pub chosen: Option<Chosen>,
+}
+
+impl Weight {
+    /// The values with their shape: `D` must be the rank of the weight.
+    pub fn shaped<const D: usize>(&self) -> Tensor<D> {
+        let mut shape = [1; D];
+        shape.copy_from_slice(&self.spec.shape);
+        self.value.clone().reshape(shape)
+    }
+
+    /// The weight as a matrix `[out, fan_in]`.
+    pub fn matrix(&self) -> Tensor<2> {
+        let (out, fan_in) = self.spec.matrix();
+        self.value.clone().reshape([out, fan_in])
+    }
+
+    /// Trains the weight as a whole.
+    pub fn train_all(&mut self) {
+        self.value = self.value.clone().detach().autodiff().require_grad();
+    }
+
+    /// Trains the entries at `indices` (sorted, unique) only.
+    pub fn train_chosen(&mut self, indices: &[u32], device: &Device) {
+        let fan_in = self.spec.matrix().1 as u32;
+        let ints = |f: &dyn Fn(u32) -> u32| {
+            let data: Vec<i32> = indices.iter().map(|i| f(*i) as i32).collect();
+            Tensor::<1, Int>::from_data(TensorData::new(data, [indices.len()]), device)
+        };
+        let flat = ints(&|i| i);
+        let values = self.value.clone().select(0, flat.clone()).autodiff().require_grad();
+        let (rows, cols) = (ints(&|i| i / fan_in), ints(&|i| i % fan_in));
+        self.chosen = Some(Chosen { indices: indices.into(), flat, rows, cols, values });
+    }
+
+    /// Replaces the trained values at the chosen indices, in the leaf and in the weight, without a dense copy.
+    pub fn set_chosen(&mut self, values: Tensor<1>) {
+        if let Some(chosen) = &mut self.chosen {
+            let values = values.without_autodiff();
+            chosen.values = values.clone().autodiff().require_grad();
+            // Taken out of the table first, so that the tensor has one owner and is changed in place.
+            let empty = Tensor::zeros([1], &values.device());
+            let weight = std::mem::replace(&mut self.value, empty);
+            self.value = weight.scatter(0, chosen.flat.clone(), values, IndexingUpdateOp::Assign);
+        }
+    }
+
+    /// The values in main memory.
+    pub fn to_host(&self) -> HostTensor {
+        HostTensor { shape: self.spec.shape.clone(), data: to_vec(self.value.clone()) }
+    }
+
+    /// Number of trained values.
+    pub fn trained(&self) -> usize {
+        match &self.chosen {
+            Some(chosen) => chosen.indices.len(),
+            None if self.value.is_require_grad() => self.spec.len(),
+            None => 0,
+        }
+    }
+}
+
+/// Values of a tensor in main memory, row-major.
+pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    #[expect(clippy::expect_used, reason = "every float tensor of the program is f32")]
+    tensor.without_autodiff().into_data().try_into_vec::<f32>().expect("f32 tensor")
+}
+
+/// All weights of a network, by official name.
+#[derive(Debug, Clone, Default)]
+pub struct Weights {
+    table: BTreeMap<String, Weight>,
+}
+
+impl Weights {
+    /// Puts checked tensors on a device. `tensors` holds exactly the names and shapes of `specs`.
+    pub(crate) fn new(specs: Vec<WeightSpec>, mut tensors: BTreeMap<String, HostTensor>, device: &Device) -> Weights {
+        let mut table = BTreeMap::new();
+        for spec in specs {
+            if let Some(host) = tensors.remove(&spec.name) {
+                let n = host.data.len();
+                let value = Tensor::from_data(TensorData::new(host.data, [n]), device);
+                table.insert(spec.name.clone(), Weight { spec, value, chosen: None });
+            }
+        }
+        Weights { table }
+    }
+
+    /// The weight of that name.
+    pub fn get(&self, name: &str) -> Option<&Weight> {
+        self.table.get(name)
+    }
+
+    /// The weight of that name, to change it.
+    pub fn get_mut(&mut self, name: &str) -> Option<&mut Weight> {
+        self.table.get_mut(name)
+    }
+
+    /// Weights in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Weight)> {
+        self.table.iter()
+    }
+
+    /// Weights in the order of their names, to change them.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&String, &mut Weight)> {
+        self.table.iter_mut()
+    }
+
+    /// The same weights (shared, not copied) as constants: nothing computed from them is recorded for gradients.
+    pub fn frozen(&self) -> Weights {
+        let freeze =
+            |w: &Weight| Weight { spec: w.spec.clone(), value: w.value.clone().without_autodiff(), chosen: None };
+        Weights { table: self.table.iter().map(|(name, w)| (name.clone(), freeze(w))).collect() }
+    }
+
+    /// Looks names up below a prefix.
+    pub fn scope<'a>(&'a self, prefix: &str) -> Scope<'a> {
+        Scope { weights: self, prefix: prefix.to_string() }
+    }
+}
+
+/// A view of the table below a prefix, as `image_encoder.blocks.3`.
+#[derive(Debug, Clone)]
+pub struct Scope<'a> {
+    weights: &'a Weights,
+    prefix: String,
+}
+
+impl<'a> Scope<'a> {
+    /// The view one name further down.
+    pub fn at(&self, name: impl std::fmt::Display) -> Scope<'a> {
+        Scope { weights: self.weights, prefix: format!("{}.{name}", self.prefix) }
+    }
+
+    /// The weight `prefix.name`.
+    ///
+    /// # Panics
+    /// When the configuration's table of weights lacks it: a defect of the network's code, not of a file, because
+    /// loading is strict.
+    pub fn get(&self, name: &str) -> &'a Weight {
+        let name = format!("{}.{name}", self.prefix);
+        #[expect(clippy::expect_used, reason = "strict loading: the table holds every name of the configuration")]
+        self.weights.get(&name).expect("a weight of the configuration's table")
+    }
+}
