@@ -6,6 +6,7 @@
 pub mod data;
 pub mod error;
 pub mod image;
+pub mod info;
 pub mod io;
 pub mod model;
 pub mod phantom;

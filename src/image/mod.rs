@@ -2,9 +2,13 @@
 
 pub mod fit;
 mod grid;
+mod slice;
+mod window;
 
 pub use fit::{Fit, Resize};
-pub use grid::Grid;
+pub use grid::{Direction, Grid};
+pub use slice::{Axis, SliceFrame, cut, cut_labels, paste};
+pub use window::{Levels, PRESETS, Preset, Window};
 
 /// Intensities on a grid: `f32` after slope and intercept, first axis fastest (`i + ni * (j + nj * k)`).
 #[derive(Debug, Clone, PartialEq)]

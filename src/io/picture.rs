@@ -1,28 +1,298 @@
-//! Pictures and 2-D masks.
+//! Pictures and 2-D masks: JPEG, PNG, TIFF, BMP, recognised by content.
+//!
+//! EXIF orientation is applied to picture and mask alike. Alpha is dropped, not composited: medical pictures use it as
+//! a left-over, not as glass. 16-bit pictures are divided by 257, which keeps black black and white white.
+//! A picture that claims more than a bomb would need is refused before memory is taken.
 
 use crate::error::{Error, Result};
-use crate::image::{Labels, Picture};
+use crate::image::{Grid, Labels, Picture};
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageError, ImageFormat, ImageReader};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::BufReader;
 use std::path::Path;
 
+/// The most a picture may take in memory.
+const MOST_BYTES: u64 = 512 << 20;
+
+/// No format packs more than this into a byte: 1-bit palette PNG of one colour, at deflate's limit of 1032 to 1.
+const MOST_EXPANSION: u64 = 1 << 15;
+
+/// What is not worth a question.
+const HARMLESS_BYTES: u64 = 16 << 20;
+
+/// With more distinct values a grey picture is not taken for a mask.
+const MOST_MASK_VALUES: usize = 32;
+
 /// Reads a picture as RGB, EXIF orientation applied. Grey, palette, alpha and 16-bit pictures are converted.
+///
+/// # Errors
+/// A usage error when there is no such file, a data error when it is not a picture or claims too much memory.
 pub fn read_picture(path: &Path) -> Result<Picture> {
-    Err(Error::data("not read yet").at(path))
+    let rgb = decode(path)?.0.into_rgb8();
+    Ok(Picture { width: rgb.width() as usize, height: rgb.height() as usize, rgb: rgb.into_raw() })
 }
 
-/// Reads a 2-D mask as labels (contract: JPEG above 127 is 1; PNG or TIFF whose only non-zero value is 255 or 65535,
-/// that is 1; otherwise values, palette indices too, are labels).
+/// Width and height of a picture as [`read_picture`] would return it, from its header alone.
+///
+/// # Errors
+/// As [`read_picture`].
+pub fn picture_size(path: &Path) -> Result<(usize, usize)> {
+    let (decoder, _, orientation) = open(path)?;
+    let (width, height) = decoder.dimensions();
+    let (width, height) = (width as usize, height as usize);
+    // EXIF 5 to 8 turn the picture by a quarter.
+    Ok(if orientation.to_exif() >= 5 { (height, width) } else { (width, height) })
+}
+
+/// Whether the name says picture: .jpg, .jpeg, .png, .tif, .tiff, .bmp.
+pub fn is_picture(path: &Path) -> bool {
+    let end = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    ["jpg", "jpeg", "png", "tif", "tiff", "bmp"].contains(&end.as_str())
+}
+
+/// Reads a 2-D mask as labels: JPEG above 127 is 1; PNG, TIFF or BMP whose only non-zero value is 255 or 65535, that
+/// is 1; otherwise values (palette indices of a PNG, too) are labels.
+///
+/// # Errors
+/// As [`read_picture`]; a data error when colours differ, because colours do not say which class they are.
 pub fn read_mask(path: &Path) -> Result<Labels> {
-    Err(Error::data("not read yet").at(path))
+    let (decoder, format, orientation) = open(path)?;
+    let ([width, height], values) = match format {
+        ImageFormat::Png => png_values(path)?,
+        ImageFormat::Jpeg => {
+            let grey = DynamicImage::from_decoder(decoder).map_err(|e| broken(path, &e))?.into_luma8();
+            ([grey.width(), grey.height()], grey.into_raw().into_iter().map(|v| u16::from(v > 127)).collect())
+        }
+        _ => {
+            let image = DynamicImage::from_decoder(decoder).map_err(|e| broken(path, &e))?;
+            let samples = match image.color().bytes_per_pixel() / image.color().channel_count() {
+                1 => image.as_bytes().iter().map(|v| u16::from(*v)).collect(),
+                2 => image.as_bytes().as_chunks().0.iter().map(|v| u16::from_ne_bytes(*v)).collect(),
+                _ => return Err(Error::data("floating-point mask: expected whole numbers").at(path)),
+            };
+            let grey =
+                one_channel(samples, image.color().channel_count().into(), [image.width(), image.height()], path)?;
+            ([image.width(), image.height()], grey)
+        }
+    };
+    let white = |white| values.iter().all(|v| *v == 0 || *v == white) && values.contains(&white);
+    let values = match white(255) || white(65535) {
+        true => values.into_iter().map(|v| v.min(1)).collect(),
+        false => values,
+    };
+    let upright = ImageBuffer::from_raw(width, height, values)
+        .ok_or_else(|| Error::data("the picture holds fewer pixels than its header claims").at(path))?;
+    let mut upright = DynamicImage::ImageLuma16(upright);
+    upright.apply_orientation(orientation);
+    let grid = Grid::picture(upright.width() as usize, upright.height() as usize);
+    Ok(Labels { grid, voxels: upright.into_luma16().into_raw() })
 }
 
-/// Writes a mask as PNG: 0/255 when `binary`, else the label values (8 bit, 16 bit when a label exceeds 255).
+/// Writes a mask as PNG for looking at: 0/255 when all labels are 0 or 1, else as [`write_label_values`]. Either way
+/// [`read_mask`] gives the labels back. The same mask gives the same bytes.
+///
+/// # Errors
+/// A data error when the mask is not one slice, a job error when it cannot be written.
 pub fn write_mask(path: &Path, mask: &Labels) -> Result<()> {
-    let _ = mask;
-    Err(Error::data("not written yet").at(path))
+    if mask.voxels.iter().any(|v| *v > 1) {
+        return write_label_values(path, mask);
+    }
+    let bytes: Vec<u8> = mask.voxels.iter().map(|v| if *v == 0 { 0 } else { 255 }).collect();
+    write_grey(path, mask.grid.shape, png::BitDepth::Eight, &bytes)
+}
+
+/// Writes the label values themselves as PNG: 8 bit, 16 bit when a label exceeds 255. For masks of several classes,
+/// where one picture that happens to hold class 1 alone must not look different.
+///
+/// # Errors
+/// As [`write_mask`].
+pub fn write_label_values(path: &Path, mask: &Labels) -> Result<()> {
+    if mask.voxels.iter().all(|v| *v <= 255) {
+        let bytes: Vec<u8> = mask.voxels.iter().map(|v| *v as u8).collect();
+        return write_grey(path, mask.grid.shape, png::BitDepth::Eight, &bytes);
+    }
+    let bytes: Vec<u8> = mask.voxels.iter().flat_map(|v| v.to_be_bytes()).collect();
+    write_grey(path, mask.grid.shape, png::BitDepth::Sixteen, &bytes)
 }
 
 /// Writes probabilities (0..1, row by row) as an 8-bit grey PNG.
+///
+/// # Errors
+/// A data error when their number is not width x height, a job error when they cannot be written.
 pub fn write_probabilities(path: &Path, width: usize, height: usize, probabilities: &[f32]) -> Result<()> {
-    let _ = (width, height, probabilities);
-    Err(Error::data("not written yet").at(path))
+    let bytes: Vec<u8> = probabilities.iter().map(|p| (p.clamp(0.0, 1.0) * 255.0).round() as u8).collect();
+    write_grey(path, [width, height, 1], png::BitDepth::Eight, &bytes)
+}
+
+/// Writes a picture as 8-bit RGB PNG.
+///
+/// # Errors
+/// As [`write_mask`].
+pub fn write_picture(path: &Path, picture: &Picture) -> Result<()> {
+    let shape = [picture.width, picture.height, 1];
+    write_png(path, shape, png::ColorType::Rgb, png::BitDepth::Eight, &picture.rgb)
+}
+
+/// What a picture file holds, before conversion to RGB.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PictureFacts {
+    /// Pixels in a row, upright.
+    pub width: usize,
+    /// Rows, upright.
+    pub height: usize,
+    /// Samples a pixel; a palette counts as its colours.
+    pub channels: usize,
+    /// Numpy's name of a sample.
+    pub dtype: &'static str,
+    /// Smallest, largest and mean sample.
+    pub range: (f64, f64, f64),
+    /// The labels as [`read_mask`] reads them, when the picture looks like a mask: not JPEG, and few distinct values.
+    pub labels: Option<Vec<u16>>,
+}
+
+/// Reads the facts that `segft info` prints.
+///
+/// # Errors
+/// As [`read_picture`].
+pub fn picture_facts(path: &Path) -> Result<PictureFacts> {
+    let (image, format) = decode(path)?;
+    let channels = usize::from(image.color().channel_count());
+    let bytes = image.as_bytes();
+    let (dtype, range) = match usize::from(image.color().bytes_per_pixel()) / channels {
+        1 => ("uint8", range(bytes.iter().map(|v| f64::from(*v)))),
+        2 => ("uint16", range(bytes.as_chunks().0.iter().map(|v| f64::from(u16::from_ne_bytes(*v))))),
+        _ => ("float32", range(bytes.as_chunks().0.iter().map(|v| f64::from(f32::from_ne_bytes(*v))))),
+    };
+    let labels = match format {
+        ImageFormat::Jpeg => None,
+        _ => read_mask(path).ok().map(|mask| mask.voxels.into_iter().collect::<BTreeSet<u16>>()),
+    };
+    let labels = labels.filter(|set| set.len() <= MOST_MASK_VALUES).map(|set| set.into_iter().collect());
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    Ok(PictureFacts { width, height, channels, dtype, range, labels })
+}
+
+fn range(values: impl Iterator<Item = f64> + Clone) -> (f64, f64, f64) {
+    let n = values.clone().count().max(1) as f64;
+    let min = values.clone().fold(f64::INFINITY, f64::min);
+    (min, values.clone().fold(f64::NEG_INFINITY, f64::max), values.sum::<f64>() / n)
+}
+
+/// Opens a picture by its content, with its claims checked against the length of the file.
+fn open(path: &Path) -> Result<(impl ImageDecoder, ImageFormat, Orientation)> {
+    let failed = |e: std::io::Error| Error::reading(path, &e);
+    let length = std::fs::metadata(path).map_err(failed)?.len();
+    let mut reader = ImageReader::open(path).map_err(failed)?.with_guessed_format().map_err(failed)?;
+    let mut limits = image::Limits::default();
+    limits.max_alloc = Some(MOST_BYTES);
+    reader.limits(limits);
+    let unknown = || Error::data("not a picture: expected JPEG, PNG, TIFF or BMP").at(path);
+    let format = reader.format().ok_or_else(unknown)?;
+    let mut decoder = reader.into_decoder().map_err(|e| broken(path, &e))?;
+    let most = MOST_BYTES.min(length.saturating_mul(MOST_EXPANSION).max(HARMLESS_BYTES));
+    let (width, height) = decoder.dimensions();
+    if decoder.total_bytes() > most {
+        return Err(Error::data(format!(
+            "the picture claims {width} x {height} pixels, more than the {} MiB that a file of {length} bytes may take",
+            most >> 20
+        ))
+        .at(path)
+        .hint("if it is genuine, cut it into tiles"));
+    }
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    Ok((decoder, format, orientation))
+}
+
+fn decode(path: &Path) -> Result<(DynamicImage, ImageFormat)> {
+    let (decoder, format, orientation) = open(path)?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| broken(path, &e))?;
+    image.apply_orientation(orientation);
+    Ok((image, format))
+}
+
+fn broken(path: &Path, error: &ImageError) -> Error {
+    match error {
+        ImageError::Limits(_) => Error::data(format!("the picture claims more than {} MiB", MOST_BYTES >> 20))
+            .hint("if it is genuine, cut it into tiles"),
+        ImageError::Unsupported(_) => Error::data(format!("cannot read this kind of picture: {error}"))
+            .hint("JPEG, PNG, TIFF and BMP are read; save it as PNG"),
+        _ => Error::data(format!("cannot decode the picture: {error}")),
+    }
+    .at(path)
+}
+
+/// The stored samples of a PNG, one a pixel, in storage orientation: palette indices and small greys as they are.
+fn png_values(path: &Path) -> Result<([u32; 2], Vec<u16>)> {
+    let broken = |e: png::DecodingError| Error::data(format!("cannot decode the picture: {e}")).at(path);
+    let file = File::open(path).map_err(|e| Error::reading(path, &e))?;
+    let limits = png::Limits { bytes: MOST_BYTES as usize };
+    let mut decoder = png::Decoder::new_with_limits(BufReader::new(file), limits);
+    decoder.set_transformations(png::Transformations::IDENTITY);
+    let mut reader = decoder.read_info().map_err(broken)?;
+    let size = reader.output_buffer_size().filter(|size| *size as u64 <= MOST_BYTES);
+    let size = size.ok_or_else(|| Error::data("the picture claims too much memory").at(path))?;
+    let mut bytes = vec![0; size];
+    let frame = reader.next_frame(&mut bytes).map_err(broken)?;
+    let samples = frame.color_type.samples();
+    let depth = frame.bit_depth as usize;
+    let row_samples = frame.width as usize * samples;
+    let mut values = Vec::with_capacity(row_samples * frame.height as usize);
+    for row in bytes.chunks_exact(frame.line_size).take(frame.height as usize) {
+        match depth {
+            16 => values.extend(row.as_chunks().0.iter().map(|v| u16::from_be_bytes(*v))),
+            // Samples of 1 to 8 bits fill each byte from its upper end; rows begin on a new byte.
+            _ => values.extend((0..row_samples).map(|n| {
+                let bit = n * depth;
+                u16::from(row[bit / 8]) >> (8 - depth - bit % 8) & ((1 << depth) - 1)
+            })),
+        }
+    }
+    let size = [frame.width, frame.height];
+    Ok((size, one_channel(values, samples, size, path)?))
+}
+
+/// Drops alpha, and colour that is grey; refuses colour that is not.
+fn one_channel(samples: Vec<u16>, channels: usize, [width, _]: [u32; 2], path: &Path) -> Result<Vec<u16>> {
+    if channels == 1 {
+        return Ok(samples);
+    }
+    let is_colour = |pixel: &[u16]| channels >= 3 && (pixel[0] != pixel[1] || pixel[1] != pixel[2]);
+    if let Some(n) = samples.chunks_exact(channels).position(is_colour) {
+        let pixel = &samples[n * channels..n * channels + 3];
+        return Err(Error::data(format!(
+            "coloured mask: pixel ({}, {}) is `{pixel:?}`, and colours do not say which class they are",
+            n % width as usize,
+            n / width as usize
+        ))
+        .at(path)
+        .hint("save it with one channel or a palette, whose values are the labels"));
+    }
+    Ok(samples.chunks_exact(channels).map(|pixel| pixel[0]).collect())
+}
+
+fn write_grey(path: &Path, shape: [usize; 3], depth: png::BitDepth, bytes: &[u8]) -> Result<()> {
+    write_png(path, shape, png::ColorType::Grayscale, depth, bytes)
+}
+
+fn write_png(path: &Path, shape: [usize; 3], color: png::ColorType, depth: png::BitDepth, bytes: &[u8]) -> Result<()> {
+    let [width, height, depth_z] = shape;
+    let sample = if depth == png::BitDepth::Sixteen { 2 } else { 1 };
+    let size = (u32::try_from(width), u32::try_from(height));
+    let (Ok(columns), Ok(rows), 1) = (size.0, size.1, depth_z) else {
+        return Err(Error::data(format!("a PNG holds one slice, not {shape:?}")).at(path));
+    };
+    if bytes.len() != width * height * color.samples() * sample || bytes.is_empty() {
+        return Err(Error::data(format!("{} bytes do not make {width} x {height} pixels", bytes.len())).at(path));
+    }
+    super::write_atomic(path, |out| {
+        let mut encoder = png::Encoder::new(out, columns, rows);
+        encoder.set_color(color);
+        encoder.set_depth(depth);
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(bytes)?;
+        writer.finish()?;
+        Ok(())
+    })
 }
