@@ -3,6 +3,7 @@
 pub mod adam;
 pub mod gradients;
 pub mod patch;
+pub mod proof;
 pub mod selection;
 
 use crate::method::{Change, Plan};

@@ -84,6 +84,24 @@ pub fn capture(weights: &Weights, plan: &Plan) -> BTreeMap<String, Vec<f32>> {
     old
 }
 
+/// The difference between `old` (see [`capture`]) and the trained weights, where the plan says they may differ.
+pub fn changes(old: &BTreeMap<String, Vec<f32>>, trained: &Weights, plan: &Plan) -> BTreeMap<String, Delta> {
+    let mut deltas = BTreeMap::new();
+    for (name, old) in old {
+        let Some(weight) = trained.get(name) else { continue };
+        let (host, old) = (weight.to_host().data, old.clone());
+        let delta = match plan.get(name) {
+            Some(Change::Chosen(indices)) => {
+                let new = indices.iter().map(|i| host[*i as usize]).collect();
+                Delta::Sparse { indices: indices.clone(), old, new }
+            }
+            _ => Delta::Dense { old, new: host },
+        };
+        deltas.insert(name.clone(), delta);
+    }
+    deltas
+}
+
 /// Which way a patch goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
@@ -94,27 +112,6 @@ pub enum Direction {
 }
 
 impl Patch {
-    /// The difference between `base` (see [`capture`]) and the trained weights, where the plan says they may differ.
-    pub fn between(base: &BTreeMap<String, Vec<f32>>, trained: &Weights, plan: &Plan, about: About) -> Patch {
-        let mut deltas = BTreeMap::new();
-        for (name, change) in plan {
-            let (Some(weight), Some(old)) = (trained.get(name), base.get(name)) else { continue };
-            match change {
-                Change::Frozen => {}
-                Change::Dense => {
-                    let new = weight.to_host().data;
-                    deltas.insert(name.clone(), Delta::Dense { old: old.clone(), new });
-                }
-                Change::Chosen(indices) => {
-                    let host = weight.to_host().data;
-                    let new = indices.iter().map(|i| host[*i as usize]).collect();
-                    deltas.insert(name.clone(), Delta::Sparse { indices: indices.clone(), old: old.clone(), new });
-                }
-            }
-        }
-        Patch { about, deltas }
-    }
-
     /// Number of changed values.
     pub fn n_values(&self) -> usize {
         self.deltas.values().map(Delta::len).sum()
