@@ -296,3 +296,180 @@ fn write_png(path: &Path, shape: [usize; 3], color: png::ColorType, depth: png::
         Ok(())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{ExtendedColorType, ImageEncoder};
+    use std::path::PathBuf;
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    fn labels(width: usize, height: usize, voxels: &[u16]) -> Labels {
+        Labels { grid: Grid::picture(width, height), voxels: voxels.to_vec() }
+    }
+
+    /// A PNG as other programs write it, by `png` itself.
+    fn png_file(folder: &Path, size: [u32; 2], color: png::ColorType, depth: png::BitDepth, bytes: &[u8]) -> PathBuf {
+        let path = folder.join("made.png");
+        let mut encoder = png::Encoder::new(File::create(&path).unwrap(), size[0], size[1]);
+        encoder.set_color(color);
+        encoder.set_depth(depth);
+        if color == png::ColorType::Indexed {
+            encoder.set_palette((0..=255u8).flat_map(|n| [n, 0, 255 - n]).take(48).collect::<Vec<u8>>());
+        }
+        encoder.write_header().unwrap().write_image_data(bytes).unwrap();
+        path
+    }
+
+    #[test]
+    fn masks_come_back_as_they_were_written() {
+        let folder = folder();
+        let path = folder.path().join("mask.png");
+        for values in [[0, 1, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0], [0, 1, 2, 3, 255, 7], [0, 1, 256, 3, 65535, 7]] {
+            let mask = labels(3, 2, &values);
+            write_mask(&path, &mask).unwrap();
+            assert_eq!(read_mask(&path).unwrap(), mask);
+            let first = std::fs::read(&path).unwrap();
+            write_mask(&path, &mask).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), first);
+        }
+        write_mask(&path, &labels(2, 1, &[0, 1])).unwrap();
+        assert_eq!(image::open(&path).unwrap().into_luma8().into_raw(), [0, 255]);
+        write_label_values(&path, &labels(2, 1, &[0, 1])).unwrap();
+        assert_eq!(image::open(&path).unwrap().into_luma8().into_raw(), [0, 1]);
+        assert_eq!(read_mask(&path).unwrap().voxels, [0, 1]);
+        assert!(write_mask(&path, &labels(2, 2, &[0])).is_err());
+    }
+
+    #[test]
+    fn palette_and_small_greys_are_labels_as_stored() {
+        let folder = folder();
+        // Two pixels a byte, upper half first; a row of three ends in padding.
+        let indexed =
+            png_file(folder.path(), [3, 2], png::ColorType::Indexed, png::BitDepth::Four, &[0x01, 0x20, 0x3f, 0x10]);
+        assert_eq!(read_mask(&indexed).unwrap().voxels, [0, 1, 2, 3, 15, 1]);
+        let grey = png_file(folder.path(), [4, 1], png::ColorType::Grayscale, png::BitDepth::Two, &[0b0001_1011]);
+        assert_eq!(read_mask(&grey).unwrap().voxels, [0, 1, 2, 3]);
+        let bits = png_file(folder.path(), [4, 1], png::ColorType::Grayscale, png::BitDepth::One, &[0b0110_0000]);
+        assert_eq!(read_mask(&bits).unwrap().voxels, [0, 1, 1, 0]);
+        let deep =
+            png_file(folder.path(), [2, 1], png::ColorType::Grayscale, png::BitDepth::Sixteen, &[0, 0, 255, 255]);
+        assert_eq!(read_mask(&deep).unwrap().voxels, [0, 1]);
+        let deep =
+            png_file(folder.path(), [2, 1], png::ColorType::Grayscale, png::BitDepth::Sixteen, &[1, 0, 255, 255]);
+        assert_eq!(read_mask(&deep).unwrap().voxels, [256, 65535]);
+    }
+
+    #[test]
+    fn grey_in_three_channels_is_a_mask_and_colour_is_not() {
+        let folder = folder();
+        let grey = png_file(
+            folder.path(),
+            [2, 1],
+            png::ColorType::Rgba,
+            png::BitDepth::Eight,
+            &[255, 255, 255, 9, 0, 0, 0, 255],
+        );
+        assert_eq!(read_mask(&grey).unwrap().voxels, [1, 0]);
+        let two = png_file(
+            folder.path(),
+            [2, 1],
+            png::ColorType::GrayscaleAlpha,
+            png::BitDepth::Eight,
+            &[254, 255, 255, 255],
+        );
+        assert_eq!(read_mask(&two).unwrap().voxels, [254, 255]);
+        let colour = png_file(folder.path(), [2, 1], png::ColorType::Rgb, png::BitDepth::Eight, &[0, 0, 0, 200, 0, 0]);
+        let error = read_mask(&colour).unwrap_err();
+        assert!(error.message.contains("(1, 0)") && error.message.contains("[200, 0, 0]"), "{error}");
+    }
+
+    #[test]
+    fn jpeg_masks_are_cut_in_the_middle() {
+        let folder = folder();
+        let path = folder.path().join("mask.jpg");
+        let grey: Vec<u8> = (0..64).map(|n| if n % 8 < 4 { 100 } else { 160 }).collect();
+        let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(File::create(&path).unwrap(), 100);
+        encoder.write_image(&grey, 8, 8, ExtendedColorType::L8).unwrap();
+        let expected: Vec<u16> = (0..64).map(|n| u16::from(n % 8 >= 4)).collect();
+        assert_eq!(read_mask(&path).unwrap().voxels, expected);
+        assert_eq!(picture_facts(&path).unwrap().labels, None);
+    }
+
+    #[test]
+    fn exif_turns_picture_and_mask_alike() {
+        let folder = folder();
+        // A little-endian TIFF block with one entry: orientation (0x112), one u16, 6 = rotate by 90 degrees clockwise.
+        let exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0".to_vec();
+        let path = folder.path().join("turned.png");
+        let mut encoder = image::codecs::png::PngEncoder::new(File::create(&path).unwrap());
+        encoder.set_exif_metadata(exif).unwrap();
+        // 1 2 3   turned clockwise is   4 1
+        // 4 5 6                         5 2
+        //                               6 3
+        encoder.write_image(&[1, 2, 3, 4, 5, 6], 3, 2, ExtendedColorType::L8).unwrap();
+        assert_eq!(picture_size(&path).unwrap(), (2, 3));
+        let mask = read_mask(&path).unwrap();
+        assert_eq!((mask.grid.shape, &mask.voxels[..]), ([2, 3, 1], &[4, 1, 5, 2, 6, 3][..]));
+        let picture = read_picture(&path).unwrap();
+        assert_eq!((picture.width, picture.height), (2, 3));
+        assert_eq!(picture.rgb[..6], [4, 4, 4, 1, 1, 1]);
+    }
+
+    #[test]
+    fn every_kind_of_picture_becomes_rgb() {
+        let folder = folder();
+        let deep =
+            png_file(folder.path(), [2, 1], png::ColorType::Grayscale, png::BitDepth::Sixteen, &[255, 255, 128, 128]);
+        assert_eq!(read_picture(&deep).unwrap().rgb, [255, 255, 255, 128, 128, 128]);
+        assert_eq!(picture_facts(&deep).unwrap().dtype, "uint16");
+        let indexed = png_file(folder.path(), [1, 1], png::ColorType::Indexed, png::BitDepth::Eight, &[2]);
+        assert_eq!(read_picture(&indexed).unwrap().rgb, [2, 0, 253]);
+        let clear = png_file(folder.path(), [1, 1], png::ColorType::Rgba, png::BitDepth::Eight, &[9, 8, 7, 0]);
+        assert_eq!(read_picture(&clear).unwrap().rgb, [9, 8, 7]);
+        for name in ["grey.tif", "grey.bmp", "grey.jpg"] {
+            let path = folder.path().join(name);
+            image::GrayImage::from_pixel(8, 8, image::Luma([77])).save(&path).unwrap();
+            assert_eq!(read_picture(&path).unwrap().rgb[..3], [77, 77, 77], "{name}");
+            assert_eq!(picture_size(&path).unwrap(), (8, 8));
+            if name != "grey.jpg" {
+                assert_eq!(read_mask(&path).unwrap().voxels, [77; 64], "{name}");
+            }
+        }
+        // The name is not believed: a PNG called .jpg is read as PNG.
+        let misnamed = folder.path().join("misnamed.jpg");
+        std::fs::rename(&clear, &misnamed).unwrap();
+        assert_eq!(read_picture(&misnamed).unwrap().rgb, [9, 8, 7]);
+    }
+
+    #[test]
+    fn bombs_and_rubbish_are_refused() {
+        let folder = folder();
+        let path = png_file(folder.path(), [8, 8], png::ColorType::Rgb, png::BitDepth::Eight, &[7; 192]);
+        let whole = std::fs::read(&path).unwrap();
+        // The header chunk with other sizes; its checksum is computed anew by the encoder's own routine.
+        for side in [9_000u32, 60_000, 0x7fff_ffff] {
+            let mut claimed = whole.clone();
+            claimed[16..20].copy_from_slice(&side.to_be_bytes());
+            claimed[20..24].copy_from_slice(&side.to_be_bytes());
+            let mut sum = flate2::Crc::new();
+            sum.update(&claimed[12..29]);
+            claimed[29..33].copy_from_slice(&sum.sum().to_be_bytes());
+            std::fs::write(&path, &claimed).unwrap();
+            let error = read_picture(&path).unwrap_err();
+            assert!(error.message.contains("claims"), "{side}: {error}");
+            assert!(read_mask(&path).is_err() && picture_size(&path).is_err() && picture_facts(&path).is_err());
+        }
+        for n in 0..whole.len() {
+            std::fs::write(&path, &whole[..n]).unwrap();
+            let _ = (read_picture(&path), read_mask(&path));
+        }
+        std::fs::write(&path, "no picture").unwrap();
+        assert_eq!(read_picture(&path).unwrap_err().kind.exit_code(), 3);
+        assert_eq!(read_picture(&folder.path().join("none.png")).unwrap_err().kind.exit_code(), 2);
+        assert_eq!(read_picture(folder.path()).unwrap_err().kind.exit_code(), 3);
+    }
+}

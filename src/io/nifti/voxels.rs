@@ -1,7 +1,8 @@
 //! Voxels of a NIfTI file as a stream of `f64`: sizes are checked before memory is taken, and a compressed file is
 //! read no further than its header declares. Never holds more than one chunk.
 
-use super::header::{Dtype, Header, LONGEST, length};
+use super::dtype::Dtype;
+use super::header::{Header, LONGEST, length};
 use crate::error::{Error, Result};
 use flate2::bufread::MultiGzDecoder;
 use std::fs::File;
