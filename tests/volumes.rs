@@ -82,7 +82,7 @@ fn folder() -> tempfile::TempDir {
 
 /// Exit code and message of what must fail.
 fn refusal<T>(result: segft::error::Result<T>) -> (u8, String) {
-    let error = result.err().expect("an error");
+    let error = result.err().unwrap();
     (error.kind.exit_code(), error.to_string())
 }
 

@@ -148,10 +148,7 @@ impl Source {
         }
         self.skip((self.header.n_channels - before - n_read) as u64 * channel_bytes)?;
         // At the end of a gzip member its checksum is compared; anything beyond is not read.
-        match self.reader.read(&mut [0]) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.broken(&error)),
-        }
+        std::io::copy(&mut (&mut self.reader).take(1), &mut std::io::sink()).map_err(|e| self.broken(&e)).map(drop)
     }
 
     fn skip(&mut self, n_bytes: u64) -> Result<()> {
