@@ -45,7 +45,7 @@ fn volume(path: &Path) -> Result<Value> {
     let grid = &header.grid;
     Ok(json!({
         "kind": "volume",
-        "path": path,
+        "path": path.display().to_string(),
         "shape": grid.shape,
         "spacing_mm": grid.spacing_mm.map(number),
         "affine": grid.affine.map(|row| row.map(number)),
@@ -65,7 +65,7 @@ fn image(path: &Path) -> Result<Value> {
     let (min, max, mean) = facts.range;
     Ok(json!({
         "kind": "picture",
-        "path": path,
+        "path": path.display().to_string(),
         "width": facts.width,
         "height": facts.height,
         "channels": facts.channels,
@@ -183,6 +183,16 @@ mod tests {
         let path = folder.path().join("colour.png");
         picture::write_picture(&path, &Picture { width: 1, height: 1, rgb: vec![1, 2, 3] }).unwrap();
         assert_eq!(describe(&path).unwrap()["labels"], Value::Null);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_name_that_is_not_unicode_is_shown_as_well_as_can_be() {
+        use std::os::unix::ffi::OsStrExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(std::ffi::OsStr::from_bytes(b"m\xffsk.png"));
+        picture::write_mask(&path, &Labels { grid: Grid::picture(1, 1), voxels: vec![1] }).unwrap();
+        assert!(describe(&path).unwrap()["path"].as_str().unwrap().ends_with("sk.png"));
     }
 
     #[test]
