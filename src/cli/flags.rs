@@ -3,7 +3,7 @@
 use crate::io::Replace;
 use crate::job::predict::{Probabilities, Request, Weights};
 use crate::job::score::What;
-use crate::score::pairs::Policy;
+use crate::score::pairs::MissingPolicy;
 use crate::score::{Empty, Options, Protocol};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
@@ -415,7 +415,7 @@ impl Score {
             (_, Some(pred), Some(reference)) => What::Files {
                 pred: pred.clone(),
                 reference: reference.clone(),
-                absent: if self.allow_missing { Policy::Allowed } else { Policy::Error },
+                absent: if self.allow_missing { MissingPolicy::LeaveOut } else { MissingPolicy::Refuse },
             },
             (Some(run), ..) => What::Run(run.clone()),
             _ => What::Newest,

@@ -52,11 +52,8 @@ pub(super) fn overlap(overlap: &Overlap) -> String {
 /// The same as JSON.
 pub(super) fn overlap_json(overlap: &Overlap) -> Value {
     let (a, b, both) = overlap.total();
-    let rows: Vec<Value> = overlap
-        .rows
-        .iter()
-        .map(|(name, a, b, both)| json!({"weight": name, "a": a, "b": b, "both": both}))
-        .collect();
+    let rows: Vec<Value> =
+        overlap.rows.iter().map(|(name, a, b, both)| json!({"weight": name, "a": a, "b": b, "both": both})).collect();
     json!({"kind": "overlap", "a": a, "b": b, "both": both, "jaccard": overlap.jaccard(), "weights": rows})
 }
 

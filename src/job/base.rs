@@ -29,9 +29,9 @@ pub fn load(model: &str) -> Result<Checkpoint> {
         Some((name, Some(file))) => {
             let path = cache().join("weights").join(file);
             if !path.is_file() {
-                return Err(Error::weights(format!("the weights of `{name}` are not in the cache"))
-                    .at(path)
-                    .hint(format!("fetch them with `segft fetch {name}`, or `segft fetch {name} --from FILE` offline")));
+                return Err(Error::weights(format!("the weights of `{name}` are not in the cache")).at(path).hint(
+                    format!("fetch them with `segft fetch {name}`, or `segft fetch {name} --from FILE` offline"),
+                ));
             }
             let read = checkpoint::read(&path)?;
             Ok(Checkpoint { name: name.to_string(), ..read })
@@ -39,7 +39,8 @@ pub fn load(model: &str) -> Result<Checkpoint> {
         None if path.is_file() => checkpoint::read(path),
         None => {
             let names: Vec<&str> = NAMED.iter().map(|(name, _)| *name).collect();
-            let near = nearest(model, names.iter().copied()).map(|n| format!("did you mean `{n}`? ")).unwrap_or_default();
+            let near =
+                nearest(model, names.iter().copied()).map(|n| format!("did you mean `{n}`? ")).unwrap_or_default();
             Err(Error::usage(format!("no model and no file called `{model}`"))
                 .hint(format!("{near}models: {}, or a .pth or .safetensors file", names.join(", "))))
         }

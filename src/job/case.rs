@@ -107,10 +107,3 @@ pub fn result_path(folder: &Path, id: &str, form: Form) -> PathBuf {
         Form::Volumes => format!("{id}.nii.gz"),
     })
 }
-
-/// File name without `.nii.gz` or its extension.
-pub fn stem(path: &Path) -> String {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let name = name.strip_suffix(".gz").unwrap_or(&name);
-    name.rsplit_once('.').map(|(stem, _)| stem).unwrap_or(name).to_string()
-}

@@ -1,7 +1,7 @@
 //! `predict`: pictures, volumes and folders of them in, masks on the same grid out.
 
-use super::case::{Input, stem};
 use super::base;
+use super::case::Input;
 use crate::data::Form;
 use crate::error::{Error, Kind, Result};
 use crate::image::{Grid, SliceFrame};
@@ -10,6 +10,7 @@ use crate::model::sam::PointLabel;
 use crate::predict::{Predictor, Preprocessing, Prompts};
 use crate::progress::Progress;
 use crate::run::Run;
+use crate::score::pairs::stem;
 use crate::tune::patch::{Direction, Patch};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -197,7 +198,9 @@ fn files_of(folder: &Path) -> Result<Vec<PathBuf>> {
         .collect();
     files.sort();
     if files.is_empty() {
-        return Err(Error::usage("no picture and no volume in this folder").at(folder).hint("name the folder that holds the files"));
+        return Err(Error::usage("no picture and no volume in this folder")
+            .at(folder)
+            .hint("name the folder that holds the files"));
     }
     Ok(files)
 }
@@ -215,7 +218,11 @@ fn probability_path(mask: &Path) -> PathBuf {
 }
 
 /// The network, the threshold, and what it was trained on.
-fn load(request: &Request, device: &burn::tensor::Device, progress: &Progress) -> Result<(Predictor, f32, Option<Form>)> {
+fn load(
+    request: &Request,
+    device: &burn::tensor::Device,
+    progress: &Progress,
+) -> Result<(Predictor, f32, Option<Form>)> {
     let prompted = !request.boxes.is_empty() || !request.points.is_empty();
     let run = match &request.weights {
         Weights::Run(folder) => Some(Run::open(folder)?),
@@ -243,7 +250,9 @@ fn load(request: &Request, device: &burn::tensor::Device, progress: &Progress) -
         return Ok((Predictor::new(&sam, &preprocessing, device), request.threshold.unwrap_or(0.5), None));
     };
     let patch = Patch::load(&run.patch()).map_err(|e| match e.kind {
-        Kind::Usage => Error::usage("the run has no patch yet").at(&run.folder).hint("finish it with `segft train --resume`"),
+        Kind::Usage => {
+            Error::usage("the run has no patch yet").at(&run.folder).hint("finish it with `segft train --resume`")
+        }
         _ => e,
     })?;
     progress.line(format!("run {} ({} on {})", run.folder.display(), patch.about.method, patch.about.base_name));
@@ -274,8 +283,11 @@ fn one(
         Some(by_slice) => by_slice.get(&slice).cloned(),
     };
     let name = stem(input);
-    let probabilities =
-        case.probabilities(predictor, prompt_of, |done, of| if of > 1 { progress.at(done, format!("{name} of {of}")) })?;
+    let probabilities = case.probabilities(predictor, prompt_of, |done, of| {
+        if of > 1 {
+            progress.at(done, format!("{name} of {of}"))
+        }
+    })?;
     let mut labels = case.labels(&probabilities, threshold);
     if let Some(by_slice) = &prompts
         && let Input::Volume(volume, _) = &case
@@ -329,7 +341,9 @@ fn prompts(request: &Request, case: &Input, preprocessing: &Preprocessing) -> Re
                     _ => return Err(wrong("point", text, "x,y or x,y,0 or x,y,1")),
                 };
                 if !(0.0..w).contains(&x) || !(0.0..h).contains(&y) {
-                    return Err(Error::usage(format!("--point {text} does not lie in the picture of {w} × {h} pixels")));
+                    return Err(Error::usage(format!(
+                        "--point {text} does not lie in the picture of {w} × {h} pixels"
+                    )));
                 }
                 prompts.points.push((x, y, label));
             }
@@ -379,7 +393,10 @@ fn numbers(text: &str) -> Result<Vec<f32>> {
     let parsed: std::result::Result<Vec<f32>, _> = text.split(',').map(|n| n.trim().parse::<f32>()).collect();
     match parsed {
         Ok(numbers) if numbers.iter().all(|n| n.is_finite()) => Ok(numbers),
-        _ => Err(Error::usage(format!("`{text}` is no list of numbers")).hint("separate them by commas, as 10,20,110,90")),
+        _ => {
+            Err(Error::usage(format!("`{text}` is no list of numbers"))
+                .hint("separate them by commas, as 10,20,110,90"))
+        }
     }
 }
 

@@ -23,7 +23,7 @@ pub enum What {
         /// References.
         reference: PathBuf,
         /// What happens when one of a pair is missing.
-        absent: score::pairs::Policy,
+        absent: score::pairs::MissingPolicy,
     },
 }
 
@@ -36,7 +36,7 @@ pub fn run(what: &What, options: &Options) -> Result<Report> {
         What::Newest => of_run(&Run::newest()?, options),
         What::Run(folder) => of_run(&Run::open(folder)?, options),
         What::Files { pred, reference, absent } => {
-            score::evaluate_pairing(&score::pairs::find(pred, reference, *absent)?, options)
+            score::evaluate_pairing(&score::pairs::find(pred, reference, *absent, options.protocol)?, options)
         }
     }
 }
@@ -57,9 +57,10 @@ fn of_run(run: &Run, options: &Options) -> Result<Report> {
         .par_iter()
         .map(|case| {
             let field = |key: &str| {
-                case[key].as_str().map(PathBuf::from).ok_or_else(|| {
-                    Error::data(format!("a case lacks `{key}`")).at(run.metrics())
-                })
+                case[key]
+                    .as_str()
+                    .map(PathBuf::from)
+                    .ok_or_else(|| Error::data(format!("a case lacks `{key}`")).at(run.metrics()))
             };
             let (reference, recorded) = (field("reference_file")?, field("prediction_file")?);
             // The folder may have been moved since: predictions are looked for where the run is now.

@@ -19,7 +19,6 @@ use crate::train::{Epoch, Options, State, Surroundings, Validation, batch};
 use crate::tune::patch::{self, About, Patch};
 use crate::tune::proof::{self, Proof};
 use crate::tune::selection::Selection;
-use burn::tensor::Device;
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
@@ -183,7 +182,9 @@ impl Job<'_> {
                 selection.check(&sam.config.specs(), &about.1).map_err(|e| e.at(path))?;
                 selection
             }
-            None => select::select(sam, about, samples, &self.splits, &self.config, self.progress, &self.device.device)?,
+            None => {
+                select::select(sam, about, samples, &self.splits, &self.config, self.progress, &self.device.device)?
+            }
         };
         selection.save(&mine)?;
         Ok(selection)
