@@ -215,7 +215,7 @@ impl Config {
         Preprocessing {
             resize: self.resize,
             axis: self.axis,
-            window: self.window.clone(),
+            window: self.window,
             channel: self.channel,
             context: self.context,
             labels: self.labels.clone(),

@@ -116,31 +116,27 @@ fn sample(picture: &Picture, mask: &Labels, preprocessing: &Preprocessing) -> Re
 pub fn batch(samples: &[Sample], chosen: &[usize], augment: Augment, seed: u64, epoch: u64, device: &Device) -> Batch {
     let size = chosen.first().map(|i| samples[*i].fit.size).unwrap_or(1);
     let (n, area) = (chosen.len(), size * size);
-    let parts: Vec<(Vec<f32>, Vec<f32>, Vec<f32>)> = chosen
+    let parts: Vec<(Vec<f32>, Vec<u8>)> = chosen
         .par_iter()
         .map(|i| {
             let sample = &samples[*i];
-            let change = match augment {
-                Augment::Off => None,
-                Augment::Mild => Some(Change::draw(seed, epoch, *i as u64)),
+            let (rgb, mask) = match augment {
+                Augment::Off => (sample.rgb.clone(), sample.mask.clone()),
+                Augment::Mild => Change::draw(seed, epoch, *i as u64).apply(sample),
             };
-            let (rgb, mask) = match &change {
-                None => (sample.rgb.clone(), sample.mask.clone()),
-                Some(change) => change.apply(sample),
-            };
-            let [w, h] = sample.fit.inner;
-            let valid = (0..area).map(|p| f32::from(u8::from(p % size < w && p / size < h))).collect();
-            (sample.fit.normalised(&rgb), mask.into_iter().map(f32::from).collect(), valid)
+            (sample.fit.normalised(&rgb), mask)
         })
         .collect();
-    let gather = |pick: &dyn Fn(&(Vec<f32>, Vec<f32>, Vec<f32>)) -> Vec<f32>, channels: usize| {
-        let data: Vec<f32> = parts.iter().flat_map(pick).collect();
+    let tensor = |data: Vec<f32>, channels: usize| {
         Tensor::<4>::from_data(TensorData::new(data, [n, channels, size, size]), device)
     };
+    let inside =
+        |sample: &Sample, pixel: usize| pixel % size < sample.fit.inner[0] && pixel / size < sample.fit.inner[1];
+    let valid = chosen.iter().flat_map(|i| (0..area).map(|p| f32::from(u8::from(inside(&samples[*i], p)))));
     Batch {
-        pixels: gather(&|p| p.0.clone(), 3),
-        target: gather(&|p| p.1.clone(), 1),
-        valid: gather(&|p| p.2.clone(), 1),
+        valid: tensor(valid.collect(), 1),
+        target: tensor(parts.iter().flat_map(|p| p.1.iter().copied().map(f32::from)).collect(), 1),
+        pixels: tensor(parts.into_iter().flat_map(|p| p.0).collect(), 3),
     }
 }
 

@@ -112,7 +112,7 @@ impl SamConfig {
         }
         let mut rel = Vec::new();
         while let Some(shape) = shapes.get(&format!("image_encoder.blocks.{}.attn.rel_pos_h", rel.len())) {
-            rel.push((shape.first().copied().unwrap_or(1) + 1) / 2);
+            rel.push(shape.first().copied().unwrap_or(1).div_ceil(2));
         }
         let global: Vec<usize> = (0..rel.len()).filter(|i| rel[*i] == grid).collect();
         let window = rel.iter().copied().find(|n| *n != grid).unwrap_or(0);
