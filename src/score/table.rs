@@ -95,6 +95,12 @@ impl Report {
             let n = plural(missing.references.len(), "prediction");
             let _ = writeln!(text, "WARNING: {n} without a reference left out ({})", named(&missing.references));
         }
+        if let Some((reference, prediction)) = self.strangers() {
+            let _ = writeln!(
+                text,
+                "WARNING: no class is in both: the references hold {reference:?}, the predictions {prediction:?}"
+            );
+        }
         if !self.protocol.comparable {
             let _ = writeln!(
                 text,
@@ -103,6 +109,19 @@ impl Report {
             );
         }
         text
+    }
+
+    /// The classes of references and of predictions when they share none, as with masks of 255 against masks of 1.
+    fn strangers(&self) -> Option<(Vec<u16>, Vec<u16>)> {
+        let classes = |n: fn(&ClassMetrics) -> u64| -> Vec<u16> {
+            let occurs = |class: &&u16| self.metric_per_case.iter().any(|case| n(&case.metrics[class]) > 0);
+            self.mean.keys().filter(|class| **class != 0).filter(occurs).copied().collect()
+        };
+        let (reference, prediction) = (classes(|m| m.n_ref), classes(|m| m.n_pred));
+        let strangers = !reference.is_empty()
+            && !prediction.is_empty()
+            && !reference.iter().any(|class| prediction.contains(class));
+        strangers.then_some((reference, prediction))
     }
 
     fn columns(&self) -> Vec<Column> {
