@@ -3,6 +3,7 @@
 //! Modules, in reading order: [`image`] and [`io`] (what data is and how it is read), [`score`] (Dice and IoU),
 //! [`phantom`] and [`data`] (where cases come from).
 
+pub mod cli;
 pub mod config;
 pub mod data;
 pub mod device;

@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod linear;
+pub mod pth;
 pub mod resize;
 pub mod sam;
 pub mod weights;

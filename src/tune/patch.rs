@@ -49,6 +49,8 @@ pub struct About {
     pub base_model: String,
     /// SHA-256 of the base.
     pub base_sha256: String,
+    /// What it was trained on.
+    pub form: crate::data::Form,
     /// How pictures are brought into the network.
     pub preprocessing: crate::predict::Preprocessing,
     /// Probability from which a pixel is foreground.
