@@ -3,8 +3,8 @@
 //! The averaging rule stands beside the number, and what was left out is said in words. No colours, no locale.
 
 use super::Unit;
-use super::options::{Empty, Surfaces};
-use super::report::{ClassMetrics, Overlap, Report};
+use super::options::{Empty, Protocol, Surfaces};
+use super::report::{ClassMetrics, Overlap, Report, WorstCase};
 use crate::error::{Error, Result};
 use std::fmt::Write;
 
@@ -47,10 +47,12 @@ impl Report {
         }
         line("cases", self.case_line());
         for (class, absent) in self.n_absent.iter().filter(|(_, absent)| **absent > 0) {
-            let treated = match self.protocol.empty {
-                Empty::Nan => "left out of the mean",
-                Empty::One => "counted as 1",
-                Empty::Zero => "counted as 0",
+            let treated = match (self.protocol.name, self.protocol.empty) {
+                (Protocol::Pranet, _) => "counted as 0, as the protocol does",
+                (Protocol::Mmseg | Protocol::GpsReference, _) => "adds nothing to the counts",
+                (Protocol::Plain, Empty::Nan) => "left out of the mean",
+                (Protocol::Plain, Empty::One) => "counted as 1",
+                (Protocol::Plain, Empty::Zero) => "counted as 0",
             };
             line(
                 "",
@@ -58,7 +60,9 @@ impl Report {
             );
         }
         if self.worst_cases.len() > 1 && self.n_cases > self.worst_cases.len() {
-            let worst: Vec<String> = self.worst_cases.iter().map(|w| format!("{} {:.4}", w.case, w.dice)).collect();
+            let class = |w: &WorstCase| if self.mean.len() > 1 { format!(" class {}", w.class) } else { String::new() };
+            let worst: Vec<String> =
+                self.worst_cases.iter().map(|w| format!("{}{} {:.4}", w.case, class(w), w.dice)).collect();
             line("worst", worst.join(", "));
         }
         text.push_str(&self.warnings());
