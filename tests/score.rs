@@ -211,7 +211,7 @@ fn labels_that_never_meet_are_told() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
     #[test]
     fn scores_are_symmetric_flip_invariant_and_bounded(
@@ -237,7 +237,8 @@ proptest! {
             }
             prop_assert!(means.dice.is_none_or(|d| (0.0..=1.0).contains(&d)));
             prop_assert_eq!(means.sensitivity, swapped.mean[class].precision);
-            let hausdorff = surface::distances(&a, &b)[class].hausdorff_mm(100.0);
+            // A report of empty masks still names class 1.
+            let hausdorff = surface::distances(&a, &b).get(class).and_then(|d| d.hausdorff_mm(100.0));
             prop_assert!(means.hd95_mm <= hausdorff);
         }
         prop_assert!(same.mdice.is_none_or(|dice| dice == 1.0));
