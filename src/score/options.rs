@@ -107,8 +107,9 @@ impl Empty {
 fn parse<T: Copy>(what: &str, given: &str, all: &[T], name: impl Fn(T) -> &'static str) -> Result<T> {
     all.iter().copied().find(|value| name(*value) == given).ok_or_else(|| {
         let names: Vec<&str> = all.iter().map(|value| name(*value)).collect();
-        let offer = nearest(given, names.iter().copied()).map(|n| format!("did you mean `{n}`? ")).unwrap_or_default();
-        Error::usage(format!("no {what} is called `{given}`")).hint(format!("{offer}known: {}", names.join(", ")))
+        // In the message, not in the hint: the argument parser shows the message alone.
+        let offer = nearest(given, names.iter().copied()).map(|n| format!(": did you mean `{n}`?")).unwrap_or_default();
+        Error::usage(format!("no {what} is called `{given}`{offer}")).hint(format!("known: {}", names.join(", ")))
     })
 }
 
@@ -208,7 +209,8 @@ mod tests {
         }
         let error = "pranett".parse::<Protocol>().unwrap_err();
         assert_eq!(error.kind.exit_code(), 2);
-        assert!(error.hint.unwrap().starts_with("did you mean `pranet`?"));
+        assert_eq!(error.message, "no protocol is called `pranett`: did you mean `pranet`?");
+        assert_eq!(error.hint.unwrap(), "known: plain, pranet, mmseg, gps-reference");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! Tools disagree by more than 100 mm on the same masks (arXiv 2410.02630), so the rules are named:
 //! * surface: centres of the mask's voxels with a face neighbour outside the mask, outside the volume included;
-//!   axes of length 1 have no neighbours (a picture, a single slice). MONAI's rule for `hausdorff`, not DeepMind's
-//!   marching squares with area weights;
+//!   axes of length 1 have no neighbours (a picture, a single slice), but a lone voxel is surface. This is MONAI's
+//!   default rule, not DeepMind's marching cubes with area weights;
 //! * HD95: the larger of the two directed 95th percentiles, linear between order statistics (numpy's default);
 //! * ASSD: mean over the distances of both surfaces, pooled; NSD: share of both surfaces within the tolerance.
 
@@ -126,6 +126,10 @@ fn surface(grid: &Grid, region: &Region, class: u16, labels: &Labels) -> Vec<boo
             let start = region.low[0] + ni * (j + nj * k);
             inside.extend(labels.voxels[start..start + bi].iter().map(|v| *v == class));
         }
+    }
+    // A grid of one voxel has no axis to look along: the voxel is its own surface.
+    if grid.shape == [1, 1, 1] {
+        return inside;
     }
     let mut on = inside.clone();
     // What lies beyond the region is outside the mask, as the region is the mask's box or larger.

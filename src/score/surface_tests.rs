@@ -53,6 +53,13 @@ fn a_picture_has_no_neighbours_across() {
 }
 
 #[test]
+fn a_grid_of_one_voxel_has_a_surface() {
+    let a = labels([1, 1, 1], [1.0; 3], &[[0, 0, 0]]);
+    let d = &distances(&a, &a)[&1];
+    assert_eq!((d.hausdorff_mm(95.0), d.assd_mm(), d.nsd(1.0)), (Some(0.0), Some(0.0), Some(1.0)));
+}
+
+#[test]
 fn one_empty_mask_has_no_distance_and_no_agreement() {
     let a = labels([3, 3, 3], [1.0; 3], &[[1, 1, 1]]);
     let b = labels([3, 3, 3], [1.0; 3], &[]);
@@ -96,7 +103,8 @@ fn brute(a: &Labels, b: &Labels) -> SurfaceDistances {
                 q[axis] += step;
                 !is_one(labels, q)
             };
-            is_one(labels, p) && (0..3).filter(|x| shape[*x] > 1).any(|x| outside(x, 1) || outside(x, -1))
+            is_one(labels, p)
+                && (shape == [1, 1, 1] || (0..3).filter(|x| shape[*x] > 1).any(|x| outside(x, 1) || outside(x, -1)))
         };
         (0..labels.voxels.len()).filter(on).map(at).collect()
     };

@@ -3,8 +3,8 @@
 //! The averaging rule stands beside the number, and what was left out is said in words. No colours, no locale.
 
 use super::Unit;
-use super::options::{Empty, Surfaces};
-use super::report::{ClassMetrics, Overlap, Report};
+use super::options::{Empty, Protocol, Surfaces};
+use super::report::{ClassMetrics, Overlap, Report, WorstCase};
 use crate::error::{Error, Result};
 use std::fmt::Write;
 
@@ -47,10 +47,12 @@ impl Report {
         }
         line("cases", self.case_line());
         for (class, absent) in self.n_absent.iter().filter(|(_, absent)| **absent > 0) {
-            let treated = match self.protocol.empty {
-                Empty::Nan => "left out of the mean",
-                Empty::One => "counted as 1",
-                Empty::Zero => "counted as 0",
+            let treated = match (self.protocol.name, self.protocol.empty) {
+                (Protocol::Pranet, _) => "counted as 0, as the protocol does",
+                (Protocol::Mmseg | Protocol::GpsReference, _) => "adds nothing to the counts",
+                (Protocol::Plain, Empty::Nan) => "left out of the mean",
+                (Protocol::Plain, Empty::One) => "counted as 1",
+                (Protocol::Plain, Empty::Zero) => "counted as 0",
             };
             line(
                 "",
@@ -58,7 +60,9 @@ impl Report {
             );
         }
         if self.worst_cases.len() > 1 && self.n_cases > self.worst_cases.len() {
-            let worst: Vec<String> = self.worst_cases.iter().map(|w| format!("{} {:.4}", w.case, w.dice)).collect();
+            let class = |w: &WorstCase| if self.mean.len() > 1 { format!(" class {}", w.class) } else { String::new() };
+            let worst: Vec<String> =
+                self.worst_cases.iter().map(|w| format!("{}{} {:.4}", w.case, class(w), w.dice)).collect();
             line("worst", worst.join(", "));
         }
         text.push_str(&self.warnings());
@@ -95,6 +99,12 @@ impl Report {
             let n = plural(missing.references.len(), "prediction");
             let _ = writeln!(text, "WARNING: {n} without a reference left out ({})", named(&missing.references));
         }
+        if let Some((reference, prediction)) = self.strangers() {
+            let _ = writeln!(
+                text,
+                "WARNING: no class is in both: the references hold {reference:?}, the predictions {prediction:?}"
+            );
+        }
         if !self.protocol.comparable {
             let _ = writeln!(
                 text,
@@ -103,6 +113,19 @@ impl Report {
             );
         }
         text
+    }
+
+    /// The classes of references and of predictions when they share none, as with masks of 255 against masks of 1.
+    fn strangers(&self) -> Option<(Vec<u16>, Vec<u16>)> {
+        let classes = |n: fn(&ClassMetrics) -> u64| -> Vec<u16> {
+            let occurs = |class: &&u16| self.metric_per_case.iter().any(|case| n(&case.metrics[class]) > 0);
+            self.mean.keys().filter(|class| **class != 0).filter(occurs).copied().collect()
+        };
+        let (reference, prediction) = (classes(|m| m.n_ref), classes(|m| m.n_pred));
+        let strangers = !reference.is_empty()
+            && !prediction.is_empty()
+            && !reference.iter().any(|class| prediction.contains(class));
+        strangers.then_some((reference, prediction))
     }
 
     fn columns(&self) -> Vec<Column> {
