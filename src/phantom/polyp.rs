@@ -44,12 +44,13 @@ pub fn generate(seed: u64, index: u64) -> (Picture, Labels) {
     let place = Place::new(&mut Draw::new(seed, Purpose::Scene, group));
     let mut draw = Draw::new(seed, Purpose::Take, index);
     let camera = place.view(if frame == 0 { 0.0 } else { 0.12 }, &mut draw);
-    let (light, materials) = place.tissue.light(&place.scene, &camera, &mut draw);
+    let view = camera.view(&place.scene, |x, y| place.frame.shows(x, y));
+    let light = place.tissue.light(&place.scene, &camera, &view, &mut draw);
     let width = camera.width;
     let seen = |(n, material): (usize, &Material)| {
         u16::from(*material == Material::Polyp && place.frame.shows(n % width, n / width))
     };
-    let voxels = materials.iter().enumerate().map(seen).collect();
+    let voxels = view.materials.iter().enumerate().map(seen).collect();
     (develop(light, &place.frame, &mut draw), Labels { grid: Grid::picture(width, camera.height), voxels })
 }
 
@@ -110,9 +111,9 @@ struct Wish {
 impl Wish {
     fn new(draw: &mut Draw) -> Wish {
         let shape = match draw.unit() {
-            u if u < 0.4 => Shape::Sessile,
-            u if u < 0.6 => Shape::Flat,
-            u if u < 0.8 => Shape::Lobulated,
+            u if u < 0.38 => Shape::Sessile,
+            u if u < 0.66 => Shape::Flat,
+            u if u < 0.86 => Shape::Lobulated,
             _ => Shape::Pedunculated,
         };
         Wish { area: wanted_area(draw), shape, n_polyps: if draw.chance(0.12) { 2 } else { 1 } }
@@ -151,7 +152,9 @@ fn try_place(
     }
     let spot = |scene: &Scene, draw: &mut Draw| {
         for _ in 0..20 {
-            let (x, y) = (draw.below(width), draw.below(height));
+            // The middle is more likely: that is where the endoscope is held.
+            let mut middle = |length: usize| (draw.below(length) + draw.below(length)) / 2;
+            let (x, y) = (middle(width), middle(height));
             let point = camera.hit(scene, x as f32 + 0.5, y as f32 + 0.5);
             if frame.shows(x, y) && scene.material(point) != Material::Lumen {
                 return Some((point, (point - camera.position).length()));
