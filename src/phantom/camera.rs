@@ -173,20 +173,17 @@ impl Camera {
         t
     }
 
-    /// What every `step`-th pixel of every `step`-th row shows where `visible` says so, and how far away it is.
-    pub(super) fn glance(&self, scene: &Scene, step: usize, visible: impl Fn(usize, usize) -> bool) -> Glance {
-        let mut glance = Glance { n_rays: 0, n_polyp: 0 };
+    /// The part of the picture that shows a polyp, by every `step`-th pixel of every `step`-th row.
+    pub(super) fn polyp_share(&self, scene: &Scene, step: usize, shown: impl Fn(usize, usize) -> bool) -> f32 {
+        let (mut rays, mut hits) = (0, 0);
         for y in (step / 2..self.height).step_by(step) {
             for x in (step / 2..self.width).step_by(step) {
-                glance.n_rays += 1;
-                if !visible(x, y) {
-                    continue;
-                }
-                let point = self.hit(scene, x as f32 + 0.5, y as f32 + 0.5);
-                glance.n_polyp += usize::from(scene.material(point) == Material::Polyp);
+                rays += 1;
+                let is_polyp = |p| scene.material(p) == Material::Polyp;
+                hits += usize::from(shown(x, y) && is_polyp(self.hit(scene, x as f32 + 0.5, y as f32 + 0.5)));
             }
         }
-        glance
+        hits as f32 / rays.max(1) as f32
     }
 
     /// Where the ray through a point of the picture ends.
@@ -208,18 +205,4 @@ struct Tiles {
     side: usize,
     columns: usize,
     starts: Vec<f32>,
-}
-
-/// A quick count of what a camera sees.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Glance {
-    n_rays: usize,
-    n_polyp: usize,
-}
-
-impl Glance {
-    /// The part of the picture that shows a polyp.
-    pub(super) fn polyp(&self) -> f32 {
-        self.n_polyp as f32 / self.n_rays.max(1) as f32
-    }
 }

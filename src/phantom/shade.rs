@@ -43,13 +43,13 @@ struct Lesion {
 impl Lesion {
     /// `footprint` is the width of a pixel on the polyp: pits must be seen, yet not be noise.
     fn new(footprint: f32, draw: &mut Draw) -> Lesion {
-        // Half of all polyps have nearly the colour of the wall; a few stand out at once.
+        // A third of all polyps have nearly the colour of the wall; a quarter stand out at once.
         let strength = match draw.unit() {
-            u if u < 0.5 => draw.between(0.0, 0.06),
-            u if u < 0.85 => draw.between(0.06, 0.18),
-            _ => draw.between(0.18, 0.4),
+            u if u < 0.35 => draw.between(0.0, 0.08),
+            u if u < 0.75 => draw.between(0.08, 0.22),
+            _ => draw.between(0.22, 0.5),
         };
-        let pale = draw.between(-1.0, 1.0);
+        let pale = draw.between(-0.6, 1.0);
         let tint = if pale > 0.0 {
             [1.0 + 0.5 * strength * pale, 1.0 + strength, 1.0 + strength * draw.between(0.6, 1.2)]
         } else {
@@ -57,7 +57,7 @@ impl Lesion {
         };
         Lesion {
             tint,
-            pits: (draw.between(0.08, 0.3), 1.0 / (footprint * draw.between(4.0, 11.0))),
+            pits: (draw.between(0.12, 0.36), 1.0 / (footprint * draw.between(4.0, 11.0))),
             vessels: if draw.chance(0.3) { draw.between(0.3, 0.8) } else { draw.between(0.0, 0.2) },
             patches: if draw.chance(0.5) { draw.between(0.05, 0.25) } else { 0.0 },
             cap: if draw.chance(0.15) { draw.between(0.2, 0.6) } else { 0.0 },
@@ -81,15 +81,15 @@ impl Tissue {
             noise: Noise::new(draw),
             mucosa: std::array::from_fn(|n| mix(a[n], b[n], t)),
             blotches: (draw.between(0.1, 0.35), draw.between(1.2, 3.0)),
-            patches: (draw.between(0.04, 0.2), draw.between(5.0, 14.0)),
-            grain: (draw.between(0.03, 0.16), draw.between(25.0, 70.0)),
+            patches: (draw.between(0.03, 0.15), draw.between(5.0, 14.0)),
+            grain: (draw.between(0.02, 0.1), draw.between(25.0, 70.0)),
             vessels: (
                 if draw.chance(0.8) { draw.between(0.15, 0.7) } else { 0.0 },
                 draw.between(2.0, 5.0),
                 draw.between(7.0, 16.0),
             ),
             polyp: Lesion::new(footprint, draw),
-            debris: draw.colour([0.55, 0.38, 0.08], [0.85, 0.65, 0.25]),
+            debris: draw.colour([0.5, 0.3, 0.06], [0.85, 0.6, 0.28]),
             bumps: (draw.between(0.01, 0.1), draw.between(0.0, 0.03)),
             wet: draw.between(0.0, 1.0),
             crease: draw.between(0.2, 0.9),
