@@ -115,7 +115,8 @@ impl Error {
     }
     /// `{"error":{"kind","message","path","hint"}}`.
     pub fn json(&self) -> serde_json::Value {
-        serde_json::json!({"error": {"kind": self.kind.name(), "message": self.message, "path": self.path, "hint": self.hint}})
+        let path = self.path.as_ref().map(|p| p.display().to_string());
+        serde_json::json!({"error": {"kind": self.kind.name(), "message": self.message, "path": path, "hint": self.hint}})
     }
 }
 

@@ -3,7 +3,11 @@
 //! To teach it another kind: a variant of [`Kind`], a line in [`recognise`], a function that returns the object.
 
 use crate::error::{Error, Result};
-use crate::io::{nifti, picture};
+use crate::io::{nifti, picture, safetensors};
+use crate::model::checkpoint;
+use crate::run::Run;
+use crate::tune::patch::Patch;
+use crate::tune::selection::Selection;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -12,6 +16,10 @@ use std::path::Path;
 enum Kind {
     Volume,
     Picture,
+    Checkpoint,
+    Selection,
+    Patch,
+    Run,
 }
 
 /// Describes a file; keys and values as the JSON of `segft info`.
@@ -22,6 +30,10 @@ pub fn describe(path: &Path) -> Result<Value> {
     match recognise(path)? {
         Kind::Volume => volume(path),
         Kind::Picture => image(path),
+        Kind::Checkpoint => weights(path),
+        Kind::Selection => selection(path),
+        Kind::Patch => patch(path),
+        Kind::Run => run(path),
     }
 }
 
@@ -35,9 +47,103 @@ fn recognise(path: &Path) -> Result<Kind> {
     if path.is_file() && picture::is_picture(path) {
         return Ok(Kind::Picture);
     }
-    Err(Error::data("not recognised")
-        .at(path)
-        .hint("understood are volumes (.nii, .nii.gz, .hdr + .img) and pictures (.jpg, .png, .tif, .bmp)"))
+    if path.is_dir() && path.join("config.toml").is_file() {
+        return Ok(Kind::Run);
+    }
+    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    match extension.as_str() {
+        "pth" | "pt" | "bin" => Ok(Kind::Checkpoint),
+        // Ours and everybody's share a container; the note in its header tells them apart.
+        "safetensors" => match safetensors::Reader::open(path)?.notes().get("kind").map(String::as_str) {
+            Some("selection") => Ok(Kind::Selection),
+            Some("patch") => Ok(Kind::Patch),
+            _ => Ok(Kind::Checkpoint),
+        },
+        _ => Err(Error::data("not recognised").at(path).hint(
+            "understood are volumes (.nii, .nii.gz, .hdr + .img), pictures (.jpg, .png, .tif, .bmp), \
+             weights (.pth, .safetensors), selections, patches and run folders",
+        )),
+    }
+}
+
+fn weights(path: &Path) -> Result<Value> {
+    let outline = checkpoint::outline(path)?;
+    let specs = checkpoint::specs_of(&outline);
+    let n_parameters: usize = match &specs {
+        // A SAM's buffer is no parameter; of another network every tensor is counted.
+        Ok(specs) => checkpoint::counts(specs).0,
+        Err(_) => outline.shapes.values().map(|s| s.iter().product::<usize>()).sum(),
+    };
+    Ok(json!({
+        "kind": "checkpoint",
+        "path": path.display().to_string(),
+        "format": outline.format,
+        "model": checkpoint::name_of(&outline),
+        "n_parameters": n_parameters,
+        "n_tensors": outline.shapes.len(),
+        "sha256": checkpoint::file_sha256(path)?,
+        "problem": specs.err().map(|e| e.message),
+    }))
+}
+
+fn selection(path: &Path) -> Result<Value> {
+    let selection = Selection::load(path)?;
+    let weights: Map<String, Value> = selection.chosen.iter().map(|(n, i)| (n.clone(), json!(i.len()))).collect();
+    Ok(json!({
+        "kind": "selection",
+        "path": path.display().to_string(),
+        "method": selection.method,
+        "k": selection.k,
+        "base_name": selection.base_name,
+        "base_sha256": selection.base_sha256,
+        "n_values": selection.len(),
+        "n_tensors": selection.chosen.len(),
+        "n_cases": selection.cases.len(),
+        "weights": weights,
+    }))
+}
+
+fn patch(path: &Path) -> Result<Value> {
+    let patch = Patch::load(path)?;
+    let bytes = std::fs::metadata(path).map_err(|e| Error::reading(path, &e))?.len();
+    Ok(json!({
+        "kind": "patch",
+        "path": path.display().to_string(),
+        "method": patch.about.method,
+        "base_name": patch.about.base_name,
+        "base_sha256": patch.about.base_sha256,
+        "n_values": patch.n_values(),
+        "n_tensors": patch.deltas.len(),
+        "bytes": bytes,
+        "threshold": f64::from(patch.about.threshold),
+        "preprocessing": serde_json::to_value(&patch.about.preprocessing).unwrap_or(Value::Null),
+    }))
+}
+
+fn run(path: &Path) -> Result<Value> {
+    let run = Run::open(path)?;
+    let read = |path: &Path| -> Value {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        serde_json::from_str(&text).unwrap_or(Value::Null)
+    };
+    let (metrics, record) = (read(&run.metrics()), read(&run.record()));
+    let count = |side: &str| record["splits"][side].as_array().map(Vec::len);
+    Ok(json!({
+        "kind": "run",
+        "path": path.display().to_string(),
+        "completed": run.is_completed(),
+        "method": metrics["method"],
+        "model": metrics["model"],
+        "dataset": record["dataset"]["name"],
+        "seed": metrics["seed"],
+        "epochs": metrics["epochs"],
+        "train": count("train"),
+        "validation": count("validation"),
+        "test": count("test"),
+        "mDice": metrics["mDice"],
+        "mIoU": metrics["mIoU"],
+        "base_sha256": record["base"]["sha256"],
+    }))
 }
 
 fn volume(path: &Path) -> Result<Value> {
@@ -45,7 +151,7 @@ fn volume(path: &Path) -> Result<Value> {
     let grid = &header.grid;
     Ok(json!({
         "kind": "volume",
-        "path": path,
+        "path": path.display().to_string(),
         "shape": grid.shape,
         "spacing_mm": grid.spacing_mm.map(number),
         "affine": grid.affine.map(|row| row.map(number)),
@@ -65,7 +171,7 @@ fn image(path: &Path) -> Result<Value> {
     let (min, max, mean) = facts.range;
     Ok(json!({
         "kind": "picture",
-        "path": path,
+        "path": path.display().to_string(),
         "width": facts.width,
         "height": facts.height,
         "channels": facts.channels,
@@ -183,6 +289,16 @@ mod tests {
         let path = folder.path().join("colour.png");
         picture::write_picture(&path, &Picture { width: 1, height: 1, rgb: vec![1, 2, 3] }).unwrap();
         assert_eq!(describe(&path).unwrap()["labels"], Value::Null);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_name_that_is_not_unicode_is_shown_as_well_as_can_be() {
+        use std::os::unix::ffi::OsStrExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(std::ffi::OsStr::from_bytes(b"m\xffsk.png"));
+        picture::write_mask(&path, &Labels { grid: Grid::picture(1, 1), voxels: vec![1] }).unwrap();
+        assert!(describe(&path).unwrap()["path"].as_str().unwrap().ends_with("sk.png"));
     }
 
     #[test]

@@ -6,9 +6,13 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use segft::image::{Fit, Picture, Resize};
 use segft::io::safetensors::{Reader, values};
+use segft::method::{self, Settings};
 use segft::model::sam::{Decoded, Masks, PointLabel, Prompt, image_encoder, logits_fullsize, prompt_encoder};
 use segft::model::weights::to_vec;
 use segft::model::{Sam, SamConfig, checkpoint};
+use segft::predict::prompt_free_logits;
+use segft::train::loss::{Loss, loss};
+use segft::tune::{adam::Adam, attach, gradients};
 use std::path::PathBuf;
 
 fn folder() -> PathBuf {
@@ -163,4 +167,123 @@ fn parity_of_the_whole_predictor() {
     let decoded = sam.decode(embedding, &[prompt], None, Masks::Multi);
     expected.check("pipeline.iou", decoded.iou);
     expected.check("pipeline.logits_fullsize", logits_fullsize(decoded.low_res, &fit));
+}
+
+/// Logits and loss of one of the fixture's GPS pictures.
+fn gps_loss(sam: &Sam, expected: &mut Expected, i: usize) -> (Tensor<4>, Loss) {
+    let picture = |name: &str, expected: &mut Expected| {
+        let all: Tensor<4> = expected.tensor(name);
+        let [_, c, h, w] = all.dims();
+        all.slice([i..i + 1, 0..c, 0..h, 0..w])
+    };
+    let target = picture("gps.masks", expected);
+    let logits = prompt_free_logits(sam, picture("gps.images", expected));
+    let valid = target.ones_like();
+    (logits.clone(), loss(logits, target, valid))
+}
+
+#[test]
+fn parity_of_the_loss() {
+    let (sam, mut expected) = (sam("checkpoint.pth"), Expected::open());
+    let pictures = expected.shape("gps.images")[0];
+    let stored = |name: &str, expected: &mut Expected| expected.0.floats(name).unwrap();
+    for i in 0..pictures {
+        let (logits, loss) = gps_loss(&sam, &mut expected, i);
+        expected.check(&format!("gps.logits.{i}"), logits);
+        for (name, got) in [("gps.bce", &loss.bce), ("gps.soft_iou", &loss.soft_iou), ("gps.loss", &loss.total())] {
+            let (want, got) = (stored(name, &mut expected)[i], to_vec(got.clone())[0]);
+            assert!((want - got).abs() <= 2e-4 * want.abs(), "{name}[{i}]: {got} against {want}");
+        }
+    }
+}
+
+/// The selection of the fixture's pictures, and the summed gradients it was made from.
+fn select(sam: &Sam) -> (method::Chosen, method::GradientTable) {
+    let mut expected = Expected::open();
+    let pictures = expected.shape("gps.images")[0];
+    let table =
+        gradients::accumulate(sam, (0..pictures).map(Ok), |sam, i| Ok(gps_loss(sam, &mut expected, i).1.total()));
+    let (table, specs) = (table.unwrap(), sam.config.specs());
+    let gps = method::find("gps").unwrap();
+    (gps.choose(&specs, &table, &Settings::default()).unwrap().unwrap(), table)
+}
+
+#[test]
+fn parity_of_gradients_and_selection() {
+    let (sam, mut expected) = (sam("checkpoint.pth"), Expected::open());
+    let (chosen, table) = select(&sam);
+    let names: Vec<String> = expected.0.entries().into_keys().collect();
+    let (mut gradients, mut selections) = (0, 0);
+    for name in &names {
+        if let Some(weight) = name.strip_prefix("gps.grad.") {
+            // Gradients are kept for the matrices of the encoder, from which entries are chosen.
+            let Some(got) = table.get(weight) else { continue };
+            let want = expected.0.floats(name).unwrap();
+            let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+            let error = norm(&mut want.iter().zip(got).map(|(a, b)| f64::from(a - b)));
+            let size = norm(&mut want.iter().map(|a| f64::from(*a)));
+            assert!(error <= 1e-3 * size, "{name}: relative error {:.1e}", error / size);
+            gradients += 1;
+        }
+        if let Some(weight) = name.strip_prefix("gps.selected.") {
+            let want = values(&expected.0.bytes(name).unwrap(), |b| i64::from_le_bytes(b) as u32);
+            let got = &chosen[weight];
+            let fan_in = sam.weights.get(weight).unwrap().spec.matrix().1;
+            assert_eq!(got.len(), want.len(), "{weight}");
+            for (a, b) in got.iter().zip(&want).filter(|(a, b)| a != b) {
+                // The rule for near-ties: the same neuron, scores within 1e-4 of each other.
+                let score = |i: &u32| table[weight][*i as usize].abs();
+                assert_eq!(*a as usize / fan_in, *b as usize / fan_in, "{weight}: another neuron");
+                assert!((score(a) - score(b)).abs() <= 1e-4 * score(b), "{weight}: chose {a} instead of {b}");
+            }
+            selections += 1;
+        }
+    }
+    assert!(selections > 0 && selections == chosen.len() && gradients == selections, "{selections} selections");
+}
+
+#[test]
+fn parity_of_five_masked_adam_steps() {
+    let (mut sam, mut expected) = (sam("checkpoint.safetensors"), Expected::open());
+    let before = sam.clone();
+    let (chosen, _) = select(&sam);
+    let (specs, settings) = (sam.config.specs(), Settings::default());
+    let plan = method::plan(method::find("gps").unwrap(), &specs, Some(&chosen), &settings);
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder().join("manifest.json")).unwrap()).unwrap();
+    let counts = method::counts(&specs, &plan);
+    assert_eq!(counts.trained as u64, manifest["trainable_parameters"].as_u64().unwrap());
+    assert_eq!(counts.selected_encoder_weights as u64, manifest["selected_encoder_weights"].as_u64().unwrap());
+
+    attach(&mut sam, &plan, &Device::flex());
+    let pictures = expected.shape("gps.images")[0];
+    let losses = expected.0.floats("gps.train.losses").unwrap();
+    let mut adam = Adam::new(1e-8);
+    for (step, want) in losses.iter().enumerate() {
+        let loss = gps_loss(&sam, &mut expected, step % pictures).1.total();
+        let got = to_vec(loss.clone())[0];
+        assert!((got - want).abs() <= 2e-4 * want.abs(), "loss before step {step}: {got} against {want}");
+        adam.step(&mut sam.weights, &mut loss.backward(), 2e-4);
+    }
+    let width = sam.config.embed;
+    let mut compared = 0;
+    for (name, weight) in sam.weights.iter() {
+        let got = weight.to_host().data;
+        if matches!(plan[name], method::Change::Frozen) {
+            let old = before.weights.get(name).unwrap().to_host().data;
+            assert!(old.iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits()), "{name} moved");
+        }
+        if !expected.0.entries().contains_key(&format!("gps.after5.{name}")) {
+            continue;
+        }
+        let want = expected.0.floats(&format!("gps.after5.{name}")).unwrap();
+        for (i, (a, b)) in want.iter().zip(&got).enumerate() {
+            // The keys' biases have true gradient 0, and Adam amplifies what rounding leaves of it.
+            let keys = name.ends_with("attn.qkv.bias") && (width..2 * width).contains(&i);
+            let bound = if keys { 1e-3 } else { 2e-5 };
+            assert!((a - b).abs() <= bound, "{name}[{i}]: {b} against {a}");
+        }
+        compared += 1;
+    }
+    assert!(compared > 0);
 }

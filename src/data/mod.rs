@@ -1,11 +1,14 @@
 //! Where cases come from: layouts, named sets, splits, leak checks.
 
+mod interim;
+
 use crate::error::Result;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Pictures (one mask a picture) or volumes (cut into slices for the network, scored whole).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Form {
     /// JPEG, PNG, TIFF, BMP.
     Pictures,
@@ -102,6 +105,10 @@ pub struct Splits {
 
 /// Finds the set, detects its layout, divides it and checks that nothing leaks.
 pub fn prepare(request: &Request) -> Result<Splits> {
-    let _ = request;
-    Err(crate::error::Error::data("not written yet"))
+    interim::prepare(request)
+}
+
+/// A hash over ids and contents of all cases, for the run record.
+pub fn data_hash(splits: &Splits) -> Result<String> {
+    interim::data_hash(splits)
 }

@@ -3,10 +3,12 @@
 //! Labels are read literally and written on the input's own grid, so that a mask opens on top of its picture in every
 //! viewer. What a file may claim is bounded by its length; see `nifti/voxels.rs`.
 
+mod dtype;
 mod header;
 mod voxels;
 
-pub use header::{Dtype, Header, Template};
+pub use dtype::Dtype;
+pub use header::{Header, Template};
 
 use crate::error::{Error, Result};
 use crate::image::{Labels, Volume};

@@ -4,13 +4,15 @@
 //! a left-over, not as glass. 16-bit pictures are divided by 257, which keeps black black and white white.
 //! A picture that claims more than a bomb would need is refused before memory is taken.
 
+mod mask;
+
+pub use mask::read_mask;
+
 use crate::error::{Error, Result};
-use crate::image::{Grid, Labels, Picture};
+use crate::image::{Labels, Picture};
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageError, ImageFormat, ImageReader};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader};
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::BufReader;
 use std::path::Path;
 
 /// The most a picture may take in memory.
@@ -50,44 +52,6 @@ pub fn picture_size(path: &Path) -> Result<(usize, usize)> {
 pub fn is_picture(path: &Path) -> bool {
     let end = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     ["jpg", "jpeg", "png", "tif", "tiff", "bmp"].contains(&end.as_str())
-}
-
-/// Reads a 2-D mask as labels: JPEG above 127 is 1; PNG, TIFF or BMP whose only non-zero value is 255 or 65535, that
-/// is 1; otherwise values (palette indices of a PNG, too) are labels.
-///
-/// # Errors
-/// As [`read_picture`]; a data error when colours differ, because colours do not say which class they are.
-pub fn read_mask(path: &Path) -> Result<Labels> {
-    let (decoder, format, orientation) = open(path)?;
-    let ([width, height], values) = match format {
-        ImageFormat::Png => png_values(path)?,
-        ImageFormat::Jpeg => {
-            let grey = DynamicImage::from_decoder(decoder).map_err(|e| broken(path, &e))?.into_luma8();
-            ([grey.width(), grey.height()], grey.into_raw().into_iter().map(|v| u16::from(v > 127)).collect())
-        }
-        _ => {
-            let image = DynamicImage::from_decoder(decoder).map_err(|e| broken(path, &e))?;
-            let samples = match image.color().bytes_per_pixel() / image.color().channel_count() {
-                1 => image.as_bytes().iter().map(|v| u16::from(*v)).collect(),
-                2 => image.as_bytes().as_chunks().0.iter().map(|v| u16::from_ne_bytes(*v)).collect(),
-                _ => return Err(Error::data("floating-point mask: expected whole numbers").at(path)),
-            };
-            let grey =
-                one_channel(samples, image.color().channel_count().into(), [image.width(), image.height()], path)?;
-            ([image.width(), image.height()], grey)
-        }
-    };
-    let white = |white| values.iter().all(|v| *v == 0 || *v == white) && values.contains(&white);
-    let values = match white(255) || white(65535) {
-        true => values.into_iter().map(|v| v.min(1)).collect(),
-        false => values,
-    };
-    let upright = ImageBuffer::from_raw(width, height, values)
-        .ok_or_else(|| Error::data("the picture holds fewer pixels than its header claims").at(path))?;
-    let mut upright = DynamicImage::ImageLuma16(upright);
-    upright.apply_orientation(orientation);
-    let grid = Grid::picture(upright.width() as usize, upright.height() as usize);
-    Ok(Labels { grid, voxels: upright.into_luma16().into_raw() })
 }
 
 /// Writes a mask as PNG for looking at: 0/255 when all labels are 0 or 1, else as [`write_label_values`]. Either way
@@ -223,55 +187,6 @@ fn broken(path: &Path, error: &ImageError) -> Error {
     .at(path)
 }
 
-/// The stored samples of a PNG, one a pixel, in storage orientation: palette indices and small greys as they are.
-fn png_values(path: &Path) -> Result<([u32; 2], Vec<u16>)> {
-    let broken = |e: png::DecodingError| Error::data(format!("cannot decode the picture: {e}")).at(path);
-    let file = File::open(path).map_err(|e| Error::reading(path, &e))?;
-    let limits = png::Limits { bytes: MOST_BYTES as usize };
-    let mut decoder = png::Decoder::new_with_limits(BufReader::new(file), limits);
-    decoder.set_transformations(png::Transformations::IDENTITY);
-    let mut reader = decoder.read_info().map_err(broken)?;
-    let size = reader.output_buffer_size().filter(|size| *size as u64 <= MOST_BYTES);
-    let size = size.ok_or_else(|| Error::data("the picture claims too much memory").at(path))?;
-    let mut bytes = vec![0; size];
-    let frame = reader.next_frame(&mut bytes).map_err(broken)?;
-    let samples = frame.color_type.samples();
-    let depth = frame.bit_depth as usize;
-    let row_samples = frame.width as usize * samples;
-    let mut values = Vec::with_capacity(row_samples * frame.height as usize);
-    for row in bytes.chunks_exact(frame.line_size).take(frame.height as usize) {
-        match depth {
-            16 => values.extend(row.as_chunks().0.iter().map(|v| u16::from_be_bytes(*v))),
-            // Samples of 1 to 8 bits fill each byte from its upper end; rows begin on a new byte.
-            _ => values.extend((0..row_samples).map(|n| {
-                let bit = n * depth;
-                u16::from(row[bit / 8]) >> (8 - depth - bit % 8) & ((1 << depth) - 1)
-            })),
-        }
-    }
-    let size = [frame.width, frame.height];
-    Ok((size, one_channel(values, samples, size, path)?))
-}
-
-/// Drops alpha, and colour that is grey; refuses colour that is not.
-fn one_channel(samples: Vec<u16>, channels: usize, [width, _]: [u32; 2], path: &Path) -> Result<Vec<u16>> {
-    if channels == 1 {
-        return Ok(samples);
-    }
-    let is_colour = |pixel: &[u16]| channels >= 3 && (pixel[0] != pixel[1] || pixel[1] != pixel[2]);
-    if let Some(n) = samples.chunks_exact(channels).position(is_colour) {
-        let pixel = &samples[n * channels..n * channels + 3];
-        return Err(Error::data(format!(
-            "coloured mask: pixel ({}, {}) is `{pixel:?}`, and colours do not say which class they are",
-            n % width as usize,
-            n / width as usize
-        ))
-        .at(path)
-        .hint("save it with one channel or a palette, whose values are the labels"));
-    }
-    Ok(samples.chunks_exact(channels).map(|pixel| pixel[0]).collect())
-}
-
 fn write_grey(path: &Path, shape: [usize; 3], depth: png::BitDepth, bytes: &[u8]) -> Result<()> {
     write_png(path, shape, png::ColorType::Grayscale, depth, bytes)
 }
@@ -295,4 +210,126 @@ fn write_png(path: &Path, shape: [usize; 3], color: png::ColorType, depth: png::
         writer.finish()?;
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mask::tests::png_file;
+    use super::*;
+    use crate::image::Grid;
+    use image::{ExtendedColorType, ImageEncoder};
+    use std::fs::File;
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    fn labels(width: usize, height: usize, voxels: &[u16]) -> Labels {
+        Labels { grid: Grid::picture(width, height), voxels: voxels.to_vec() }
+    }
+
+    #[test]
+    fn masks_come_back_as_they_were_written() {
+        let folder = folder();
+        let path = folder.path().join("mask.png");
+        for values in [[0, 1, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0], [0, 1, 2, 3, 255, 7], [0, 1, 256, 3, 65535, 7]] {
+            let mask = labels(3, 2, &values);
+            write_mask(&path, &mask).unwrap();
+            assert_eq!(read_mask(&path).unwrap(), mask);
+            let first = std::fs::read(&path).unwrap();
+            write_mask(&path, &mask).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), first);
+        }
+        write_mask(&path, &labels(2, 1, &[0, 1])).unwrap();
+        assert_eq!(image::open(&path).unwrap().into_luma8().into_raw(), [0, 255]);
+        write_label_values(&path, &labels(2, 1, &[0, 1])).unwrap();
+        assert_eq!(image::open(&path).unwrap().into_luma8().into_raw(), [0, 1]);
+        assert_eq!(read_mask(&path).unwrap().voxels, [0, 1]);
+        assert!(write_mask(&path, &labels(2, 2, &[0])).is_err());
+    }
+
+    #[test]
+    fn exif_turns_picture_and_mask_alike() {
+        let folder = folder();
+        // A little-endian TIFF block with one entry: orientation (0x112), one u16, 6 = rotate by 90 degrees clockwise.
+        let exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0".to_vec();
+        let path = folder.path().join("turned.png");
+        let mut encoder = image::codecs::png::PngEncoder::new(File::create(&path).unwrap());
+        encoder.set_exif_metadata(exif.clone()).unwrap();
+        // 1 2 3   turned clockwise is   4 1
+        // 4 5 6                         5 2
+        //                               6 3
+        encoder.write_image(&[1, 2, 3, 4, 5, 6], 3, 2, ExtendedColorType::L8).unwrap();
+        assert_eq!(picture_size(&path).unwrap(), (2, 3));
+        let mask = read_mask(&path).unwrap();
+        assert_eq!((mask.grid.shape, &mask.voxels[..]), ([2, 3, 1], &[4, 1, 5, 2, 6, 3][..]));
+        let picture = read_picture(&path).unwrap();
+        assert_eq!((picture.width, picture.height), (2, 3));
+        assert_eq!(picture.rgb[..6], [4, 4, 4, 1, 1, 1]);
+
+        let path = folder.path().join("turned.jpg");
+        let mut encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(File::create(&path).unwrap(), 100);
+        encoder.set_exif_metadata(exif).unwrap();
+        // White on the left is white on top afterwards.
+        let grey: Vec<u8> = (0..128).map(|n| if n % 16 < 8 { 255 } else { 0 }).collect();
+        encoder.write_image(&grey, 16, 8, ExtendedColorType::L8).unwrap();
+        assert_eq!(picture_size(&path).unwrap(), (8, 16));
+        let mask = read_mask(&path).unwrap();
+        assert_eq!((mask.grid.shape, mask.voxels), ([8, 16, 1], [vec![1; 64], vec![0; 64]].concat()));
+        assert_eq!(read_picture(&path).unwrap().rgb[..3], [255, 255, 255]);
+    }
+
+    #[test]
+    fn every_kind_of_picture_becomes_rgb() {
+        let folder = folder();
+        let deep =
+            png_file(folder.path(), [2, 1], png::ColorType::Grayscale, png::BitDepth::Sixteen, &[255, 255, 128, 128]);
+        assert_eq!(read_picture(&deep).unwrap().rgb, [255, 255, 255, 128, 128, 128]);
+        assert_eq!(picture_facts(&deep).unwrap().dtype, "uint16");
+        let indexed = png_file(folder.path(), [1, 1], png::ColorType::Indexed, png::BitDepth::Eight, &[2]);
+        assert_eq!(read_picture(&indexed).unwrap().rgb, [2, 0, 253]);
+        let clear = png_file(folder.path(), [1, 1], png::ColorType::Rgba, png::BitDepth::Eight, &[9, 8, 7, 0]);
+        assert_eq!(read_picture(&clear).unwrap().rgb, [9, 8, 7]);
+        for name in ["grey.tif", "grey.bmp", "grey.jpg"] {
+            let path = folder.path().join(name);
+            image::GrayImage::from_pixel(8, 8, image::Luma([77])).save(&path).unwrap();
+            assert_eq!(read_picture(&path).unwrap().rgb[..3], [77, 77, 77], "{name}");
+            assert_eq!(picture_size(&path).unwrap(), (8, 8));
+            if name != "grey.jpg" {
+                assert_eq!(read_mask(&path).unwrap().voxels, [77; 64], "{name}");
+            }
+        }
+        // The name is not believed: a PNG called .jpg is read as PNG.
+        let misnamed = folder.path().join("misnamed.jpg");
+        std::fs::rename(&clear, &misnamed).unwrap();
+        assert_eq!(read_picture(&misnamed).unwrap().rgb, [9, 8, 7]);
+    }
+
+    #[test]
+    fn bombs_and_rubbish_are_refused() {
+        let folder = folder();
+        let path = png_file(folder.path(), [8, 8], png::ColorType::Rgb, png::BitDepth::Eight, &[7; 192]);
+        let whole = std::fs::read(&path).unwrap();
+        // The header chunk with other sizes; its checksum is computed anew by the encoder's own routine.
+        for side in [9_000u32, 60_000, 0x7fff_ffff] {
+            let mut claimed = whole.clone();
+            claimed[16..20].copy_from_slice(&side.to_be_bytes());
+            claimed[20..24].copy_from_slice(&side.to_be_bytes());
+            let mut sum = flate2::Crc::new();
+            sum.update(&claimed[12..29]);
+            claimed[29..33].copy_from_slice(&sum.sum().to_be_bytes());
+            std::fs::write(&path, &claimed).unwrap();
+            let error = read_picture(&path).unwrap_err();
+            assert!(error.message.contains("claims"), "{side}: {error}");
+            assert!(read_mask(&path).is_err() && picture_size(&path).is_err() && picture_facts(&path).is_err());
+        }
+        for n in 0..whole.len() {
+            std::fs::write(&path, &whole[..n]).unwrap();
+            let _ = (read_picture(&path), read_mask(&path));
+        }
+        std::fs::write(&path, "no picture").unwrap();
+        assert_eq!(read_picture(&path).unwrap_err().kind.exit_code(), 3);
+        assert_eq!(read_picture(&folder.path().join("none.png")).unwrap_err().kind.exit_code(), 2);
+        assert_eq!(read_picture(folder.path()).unwrap_err().kind.exit_code(), 3);
+    }
 }

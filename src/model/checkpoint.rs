@@ -126,6 +126,27 @@ pub fn counts(specs: &[WeightSpec]) -> (usize, usize) {
     (of(&|_| true), of(&|s| s.part == Part::ImageEncoder))
 }
 
+/// The table of weights that a file's shapes belong to.
+///
+/// # Errors
+/// A weights error when they are not those of a SAM.
+pub fn specs_of(outline: &Outline) -> Result<Vec<WeightSpec>> {
+    let specs = SamConfig::from_shapes(&outline.shapes)?.specs();
+    check(&specs, &outline.shapes)?;
+    Ok(specs)
+}
+
+/// The named size with exactly these shapes; `sam` for any other SAM, `unknown` for another network.
+pub fn name_of(outline: &Outline) -> &'static str {
+    match SamConfig::from_shapes(&outline.shapes) {
+        Ok(config) => ["tiny", "sam_vit_b", "sam_vit_l", "sam_vit_h"]
+            .into_iter()
+            .find(|name| SamConfig::named(name).as_ref() == Some(&config))
+            .unwrap_or("sam"),
+        Err(_) => "unknown",
+    }
+}
+
 /// Writes weights under their official names, f32.
 ///
 /// # Errors

@@ -1,7 +1,9 @@
 //! Networks: named weights, checkpoints, and SAM. Knows nothing of training, data sets or methods.
 
 pub mod checkpoint;
+pub mod gelu;
 pub mod linear;
+pub mod pth;
 pub mod resize;
 pub mod sam;
 pub mod weights;

@@ -61,6 +61,8 @@ pub struct WeightSpec {
     pub part: Part,
     /// Official shape.
     pub shape: Vec<usize>,
+    /// Whether a single mask without a prompt depends on it: not the IoU head, not the embeddings of points and masks.
+    pub prompt_free: bool,
 }
 
 impl WeightSpec {

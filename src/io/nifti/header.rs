@@ -4,87 +4,12 @@
 //! knows version 1 only and takes memory on the header's word, which a hostile file must not make us do.
 //! Defects are mended exactly where nibabel mends them; nothing that could name a patient is ever copied.
 
+use super::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::image::Grid;
 
 /// Bytes of the larger header; shorter ones are padded with zeros.
 pub(super) const LONGEST: usize = 540;
-
-/// How a voxel is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are the documentation")]
-pub enum Dtype {
-    U8,
-    I8,
-    U16,
-    I16,
-    U32,
-    I32,
-    U64,
-    I64,
-    F32,
-    F64,
-}
-
-/// NIfTI code, numpy's name, bytes.
-const DTYPES: [(Dtype, i16, &str, usize); 10] = [
-    (Dtype::U8, 2, "uint8", 1),
-    (Dtype::I8, 256, "int8", 1),
-    (Dtype::U16, 512, "uint16", 2),
-    (Dtype::I16, 4, "int16", 2),
-    (Dtype::U32, 768, "uint32", 4),
-    (Dtype::I32, 8, "int32", 4),
-    (Dtype::U64, 1280, "uint64", 8),
-    (Dtype::I64, 1024, "int64", 8),
-    (Dtype::F32, 16, "float32", 4),
-    (Dtype::F64, 64, "float64", 8),
-];
-
-/// Codes that are valid NIfTI but hold no single real number a voxel.
-const REFUSED: [(i16, &str); 7] = [
-    (1, "1-bit binary"),
-    (32, "complex64"),
-    (128, "RGB24 (colour)"),
-    (1536, "float128"),
-    (1792, "complex128"),
-    (2048, "complex256"),
-    (2304, "RGBA32 (colour)"),
-];
-
-impl Dtype {
-    fn entry(self) -> (i16, &'static str, usize) {
-        // The table lists every variant; the fallback is never reached.
-        DTYPES.iter().find(|entry| entry.0 == self).map_or((2, "uint8", 1), |entry| (entry.1, entry.2, entry.3))
-    }
-
-    fn from_code(code: i16) -> Result<Dtype> {
-        if let Some(entry) = DTYPES.iter().find(|entry| entry.1 == code) {
-            return Ok(entry.0);
-        }
-        match REFUSED.iter().find(|refused| refused.0 == code) {
-            Some((_, name)) => {
-                Err(Error::data(format!("voxels are stored as {name} (datatype {code}), not as one real number each"))
-                    .hint("convert to an integer or floating-point datatype, one channel each"))
-            }
-            None => Err(Error::data(format!("datatype {code} is no NIfTI datatype"))),
-        }
-    }
-
-    /// Numpy's name, such as `int16`.
-    pub fn name(self) -> &'static str {
-        self.entry().1
-    }
-
-    /// Bytes a voxel.
-    pub fn size(self) -> usize {
-        self.entry().2
-    }
-
-    /// Whether voxels are stored as integers.
-    pub fn is_integer(self) -> bool {
-        !matches!(self, Dtype::F32 | Dtype::F64)
-    }
-}
 
 /// What a NIfTI header says.
 #[derive(Debug, Clone)]
@@ -379,10 +304,9 @@ impl Template {
         // Four zero bytes after the header: no extensions.
         let mut bytes = vec![0; size + 4];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-        let (code, _, bytes_a_voxel) = dtype.entry();
         put(0, &(size as i32).to_le_bytes());
-        put(at.datatype, &code.to_le_bytes());
-        put(at.bitpix, &(8 * bytes_a_voxel as i16).to_le_bytes());
+        put(at.datatype, &dtype.code().to_le_bytes());
+        put(at.bitpix, &(8 * dtype.size() as i16).to_le_bytes());
         let dims = [3, self.shape[0], self.shape[1], self.shape[2], 1, 1, 1, 1];
         let mut pixdim = [1.0; 8];
         pixdim[..4].copy_from_slice(&self.pixdim);
@@ -416,5 +340,56 @@ impl Template {
         }
         put(at.units, &[self.units]);
         bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quaternion_turns_the_axes() {
+        // (b, c, d) = (0, 0, sin 45°): a quarter turn about z takes i to y and j to -x; spacings 2 and 3, third axis
+        // reversed by pixdim[0] = -1.
+        let mut template = Template::of_grid(&Grid::picture(4, 4));
+        template.sform_code = 0;
+        template.qform_code = 1;
+        template.pixdim = [-1.0, 2.0, 3.0, 4.0];
+        template.quaternion = [0.0, 0.0, 0.5f64.sqrt(), 7.0, 8.0, 9.0];
+        let expected = [[0.0, -3.0, 0.0, 7.0], [2.0, 0.0, 0.0, 8.0], [0.0, 0.0, -4.0, 9.0], [0.0, 0.0, 0.0, 1.0]];
+        let affine = template.grid().affine;
+        for n in 0..16 {
+            assert!((affine[n / 4][n % 4] - expected[n / 4][n % 4]).abs() < 1e-12, "{affine:?}");
+        }
+        // Half a turn about x, with rounding that makes b longer than 1: a is 0, not the root of a negative number.
+        template.quaternion[..3].copy_from_slice(&[1.000_000_1, 0.0, 0.0]);
+        assert_eq!(template.grid().affine[0][0], 2.0);
+    }
+
+    #[test]
+    fn without_codes_the_centre_is_the_origin_and_i_runs_left() {
+        // nibabel's documented example: shape 3 x 5 x 7, zooms 3, 2, 1.
+        let mut grid = Grid::picture(3, 5);
+        grid.shape[2] = 7;
+        grid.spacing_mm = [3.0, 2.0, 1.0];
+        let template = Template { sform_code: 0, ..Template::of_grid(&grid) };
+        let expected = [[-3.0, 0.0, 0.0, 3.0], [0.0, 2.0, 0.0, -4.0], [0.0, 0.0, 1.0, -3.0], [0.0, 0.0, 0.0, 1.0]];
+        assert_eq!(template.grid().affine, expected);
+    }
+
+    #[test]
+    fn a_written_header_is_read_back_in_both_versions() {
+        for version in [Version::One, Version::Two] {
+            let mut template =
+                Template { version, qform_code: 2, units: 10, ..Template::of_grid(&Grid::picture(3, 5)) };
+            template.quaternion = [0.1, 0.2, 0.3, 4.0, 5.0, 6.0].map(|v: f32| f64::from(v));
+            let mut bytes = [0; LONGEST];
+            let written = template.header(Dtype::I16);
+            bytes[..written.len() - 4].copy_from_slice(&written[..written.len() - 4]);
+            let header = Header::parse(&bytes, true).unwrap();
+            assert_eq!(header.template, template);
+            assert_eq!((header.dtype, header.n_channels, header.scaling), (Dtype::I16, 1, None));
+            assert_eq!(header.data_offset, written.len() as u64);
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! Voxels of a NIfTI file as a stream of `f64`: sizes are checked before memory is taken, and a compressed file is
 //! read no further than its header declares. Never holds more than one chunk.
 
-use super::header::{Dtype, Header, LONGEST, length};
+use super::dtype::Dtype;
+use super::header::{Header, LONGEST, length};
 use crate::error::{Error, Result};
 use flate2::bufread::MultiGzDecoder;
 use std::fs::File;
@@ -147,10 +148,7 @@ impl Source {
         }
         self.skip((self.header.n_channels - before - n_read) as u64 * channel_bytes)?;
         // At the end of a gzip member its checksum is compared; anything beyond is not read.
-        match self.reader.read(&mut [0]) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.broken(&error)),
-        }
+        std::io::copy(&mut (&mut self.reader).take(1), &mut std::io::sink()).map_err(|e| self.broken(&e)).map(drop)
     }
 
     fn skip(&mut self, n_bytes: u64) -> Result<()> {

@@ -112,7 +112,7 @@ impl SamConfig {
         }
         let mut rel = Vec::new();
         while let Some(shape) = shapes.get(&format!("image_encoder.blocks.{}.attn.rel_pos_h", rel.len())) {
-            rel.push((shape.first().copied().unwrap_or(1) + 1) / 2);
+            rel.push(shape.first().copied().unwrap_or(1).div_ceil(2));
         }
         let global: Vec<usize> = (0..rel.len()).filter(|i| rel[*i] == grid).collect();
         let window = rel.iter().copied().find(|n| *n != grid).unwrap_or(0);
@@ -138,7 +138,7 @@ impl SamConfig {
 
     /// Every weight the configuration needs, in the order of the network.
     pub fn specs(&self) -> Vec<WeightSpec> {
-        let mut t = Table { part: Part::ImageEncoder, rows: Vec::new() };
+        let mut t = Table { part: Part::ImageEncoder, prompt_free: true, rows: Vec::new() };
         let (c, o, hidden) = (self.embed, self.out_chans, 4 * self.embed);
         t.put("image_encoder.pos_embed", Kind::Position, &[1, self.grid(), self.grid(), c]);
         t.conv("image_encoder.patch_embed.proj", &[c, 3, self.patch, self.patch], true);
@@ -160,7 +160,7 @@ impl SamConfig {
         t.conv("image_encoder.neck.2", &[o, o, 3, 3], false);
         t.norm("image_encoder.neck.3", o);
 
-        t.part = Part::PromptEncoder;
+        (t.part, t.prompt_free) = (Part::PromptEncoder, false);
         t.put("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix", Kind::Buffer, &[2, o / 2]);
         for i in 0..4 {
             t.put(&format!("prompt_encoder.point_embeddings.{i}.weight"), Kind::Embedding, &[1, o]);
@@ -171,6 +171,7 @@ impl SamConfig {
         t.conv("prompt_encoder.mask_downscaling.3", &[MASK_CHANNELS, MASK_CHANNELS / 4, 2, 2], true);
         t.norm("prompt_encoder.mask_downscaling.4", MASK_CHANNELS);
         t.conv("prompt_encoder.mask_downscaling.6", &[o, MASK_CHANNELS, 1, 1], true);
+        t.prompt_free = true;
         t.put("prompt_encoder.no_mask_embed.weight", Kind::Embedding, &[1, o]);
 
         t.part = Part::MaskDecoder;
@@ -197,6 +198,7 @@ impl SamConfig {
         for i in 0..MASK_TOKENS {
             t.mlp(&format!("mask_decoder.output_hypernetworks_mlps.{i}"), [o, o, o, o / 8]);
         }
+        t.prompt_free = false;
         t.mlp("mask_decoder.iou_prediction_head", [o, self.iou_hidden, self.iou_hidden, MASK_TOKENS]);
         t.rows
     }
@@ -204,12 +206,14 @@ impl SamConfig {
 
 struct Table {
     part: Part,
+    prompt_free: bool,
     rows: Vec<WeightSpec>,
 }
 
 impl Table {
     fn put(&mut self, name: &str, kind: Kind, shape: &[usize]) {
-        self.rows.push(WeightSpec { name: name.to_string(), kind, part: self.part, shape: shape.to_vec() });
+        let (part, prompt_free) = (self.part, self.prompt_free);
+        self.rows.push(WeightSpec { name: name.to_string(), kind, part, shape: shape.to_vec(), prompt_free });
     }
     fn linear(&mut self, name: &str, from: usize, to: usize) {
         self.put(&format!("{name}.weight"), Kind::Linear, &[to, from]);

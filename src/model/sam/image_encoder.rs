@@ -5,6 +5,7 @@
 
 use super::config::SamConfig;
 use super::layers::{norm, squares};
+use crate::model::gelu::gelu;
 use crate::model::linear::{linear, project};
 use crate::model::resize;
 use crate::model::weights::{Scope, Weights};
@@ -81,7 +82,7 @@ fn block(x: Tensor<4>, scope: &Scope<'_>, heads: usize, window: usize) -> Tensor
     };
     let x = x + y;
     let y = norm(x.clone(), &scope.at("norm2"), EPSILON);
-    let y = activation::gelu(linear(y, &scope.at("mlp").at("lin1")));
+    let y = gelu(linear(y, &scope.at("mlp").at("lin1")));
     x + linear(y, &scope.at("mlp").at("lin2"))
 }
 
@@ -91,7 +92,7 @@ fn attention(x: Tensor<4>, scope: &Scope<'_>, heads: usize) -> Tensor<4> {
     let (width, n) = (c / heads, h * w);
     let qkv = linear(x.reshape([b, n, c]), &scope.at("qkv"));
     let qkv = qkv.reshape([b, n, 3, heads, width]).permute([2, 0, 3, 1, 4]).reshape([3, b * heads, n, width]);
-    let part = |i: usize| qkv.clone().slice([i..i + 1]).reshape([b * heads, n, width]);
+    let part = |i: usize| qkv.clone().narrow(0, i, 1).reshape([b * heads, n, width]);
     let (q, k, v) = (part(0), part(1), part(2));
 
     let scores = (q.clone() * (width as f64).powf(-0.5)).matmul(k.transpose());

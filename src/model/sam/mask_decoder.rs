@@ -5,8 +5,9 @@ use super::image_encoder::EPSILON;
 use super::layers::{double, mlp3, norm};
 use super::prompt_encoder::PromptEmbedding;
 use super::transformer::two_way;
+use crate::model::gelu::gelu;
 use crate::model::weights::Weights;
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 
 /// One mask, or three for an ambiguous prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,8 +57,8 @@ pub fn decode(
 
     let up = scope.at("output_upscaling");
     let x = double(image.reshape([b, h, w, c]), &up.at(0));
-    let x = activation::gelu(norm(x, &up.at(1), EPSILON));
-    let x = activation::gelu(double(x, &up.at(3)));
+    let x = gelu(norm(x, &up.at(1), EPSILON));
+    let x = gelu(double(x, &up.at(3)));
     let [_, height, width, channels] = x.dims();
     let x = x.reshape([b, height * width, channels]).swap_dims(1, 2);
 

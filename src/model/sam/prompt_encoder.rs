@@ -3,9 +3,10 @@
 use super::config::SamConfig;
 use super::image_encoder::EPSILON;
 use super::layers::{norm, squares};
+use crate::model::gelu::gelu;
 use crate::model::linear::project;
 use crate::model::weights::{Scope, Weights};
-use burn::tensor::{Tensor, TensorData, activation};
+use burn::tensor::{Tensor, TensorData};
 
 /// What a user points at, in pixels of the network's square.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -114,7 +115,7 @@ fn downscale(masks: Tensor<4>, scope: &Scope<'_>) -> Tensor<4> {
     let halve = |x: Tensor<4>, at: usize| {
         let conv = scope.at(at);
         let y = project(squares(x, 2), conv.get("weight")) + conv.get("bias").value.clone().unsqueeze();
-        activation::gelu(norm(y, &scope.at(at + 1), EPSILON))
+        gelu(norm(y, &scope.at(at + 1), EPSILON))
     };
     let x = halve(masks, 0).permute([0, 3, 1, 2]);
     let x = halve(x, 3);

@@ -1,0 +1,434 @@
+//! Every flag, with its help. Defaults of a training live in [`crate::config`]; flags left out are not set.
+
+use crate::io::Replace;
+use crate::job::predict::{Probabilities, Request, Weights};
+use crate::job::score::What;
+use crate::score::pairs::MissingPolicy;
+use crate::score::{Empty, Options, Protocol};
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Examples:
+  segft train --dataset phantom            learn from generated pictures: no data needed
+  segft train --dataset my-polyps/         a folder with images/ and masks/
+  segft predict frame.png volume.nii.gz    masks by the newest run, on the same grid
+  segft score                              Dice and IoU of the newest run, case by case
+  segft info volume.nii.gz                 what a file is
+
+Exit codes: 0 done, 1 the job failed, 2 wrong usage, 3 bad data or weights, 5 device, 130 interrupted.
+Not a medical device: for research only.";
+
+/// Fine-tune a pretrained SAM on your own medical pictures and volumes, by training the few weights that matter.
+#[derive(Parser, Debug)]
+#[command(name = "segft", version, after_help = EXAMPLES, propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Global {
+    /// One JSON object on stdout, or to a file with --json=FILE
+    #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_missing_value = "-", value_name = "FILE")]
+    pub json: Option<String>,
+    /// Only warnings and results
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Replace outputs that exist
+    #[arg(long, global = true)]
+    pub force: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum Command {
+    /// Select, fine-tune, validate and test; write a run folder
+    Train(Box<Train>),
+    /// Masks for pictures, NIfTI volumes and folders of them, on the same grid
+    Predict(Predict),
+    /// Dice and IoU per case, mDice and mIoU
+    Score(Score),
+    /// Only the selection: which weights, how many, where
+    Select(Box<Select>),
+    /// What a file is: volume, picture, checkpoint, selection, patch, run or data set
+    Info {
+        /// File or folder
+        file: PathBuf,
+    },
+    /// A fine-tune as an ordinary checkpoint with the official SAM names
+    Export {
+        /// Run folder; the newest completed run by default
+        run: Option<PathBuf>,
+        /// The file to write: .safetensors or .pth
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+        /// Only the patch
+        #[arg(long)]
+        patch: bool,
+        /// The base, where it is not where the run found it
+        #[arg(long)]
+        model: Option<String>,
+    },
+    /// Patches over a base checkpoint, exact to the bit both ways
+    #[command(subcommand)]
+    Patch(PatchCommand),
+    /// Data sets and weights into the cache
+    Fetch(Fetch),
+    /// Make, check, split and list data sets
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Devices, cache and versions
+    Doctor,
+    /// Completions for a shell
+    Completions {
+        /// bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum PatchCommand {
+    /// Base and patch to a merged checkpoint
+    Apply {
+        /// Checkpoint file or model name
+        base: String,
+        /// patch.safetensors of a run
+        patch: PathBuf,
+        /// The file to write
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+    },
+    /// Merged checkpoint back to the base
+    Revert {
+        /// Merged checkpoint file
+        merged: String,
+        /// The patch that was applied
+        patch: PathBuf,
+        /// The file to write
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum DataCommand {
+    /// Write a phantom set as a folder: `phantom` or `phantom-volume`
+    Make {
+        /// phantom or phantom-volume
+        kind: String,
+        /// The folder to make
+        #[arg(long)]
+        out: PathBuf,
+        /// Number of cases
+        #[arg(long)]
+        count: Option<usize>,
+        /// Seed of the generator
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// Integrity and leaks of a folder or CSV
+    Check {
+        /// Folder or CSV
+        path: PathBuf,
+    },
+    /// A seeded, grouped split, written as JSON
+    Split {
+        /// Folder or CSV
+        path: PathBuf,
+        /// The file to write
+        #[arg(long)]
+        out: PathBuf,
+        /// Seed of the split
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// The sets that segft knows by name
+    List,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Fetch {
+    /// What to fetch; see --list
+    #[arg(required_unless_present = "list")]
+    pub name: Option<String>,
+    /// A file that is here already
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<PathBuf>,
+    /// What can be fetched
+    #[arg(long)]
+    pub list: bool,
+    /// Never use the network
+    #[arg(long)]
+    pub offline: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Train {
+    #[command(flatten)]
+    pub training: Training,
+    /// Go on where a run was stopped; the newest unfinished one by default
+    #[arg(long, value_name = "RUN", num_args = 0..=1)]
+    pub resume: Option<Option<PathBuf>>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Select {
+    #[command(flatten)]
+    pub training: Training,
+    /// Overlap of two selections
+    #[arg(long, num_args = 2, value_names = ["A", "B"])]
+    pub diff: Option<Vec<PathBuf>>,
+}
+
+/// Flags of a training. Names are the keys of the configuration.
+#[derive(Args, Debug, Serialize)]
+pub(super) struct Training {
+    /// phantom, phantom-volume, polyp, a folder, or a CSV image,mask[,group][,split] [default: phantom]
+    #[arg(long, value_name = "NAME|DIR", help_heading = "Data")]
+    dataset: Option<String>,
+    /// Where the files of a named set are
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    data: Option<PathBuf>,
+    /// A separate validation set
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    val: Option<PathBuf>,
+    /// A separate test set, read once, at the end
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    test: Option<PathBuf>,
+    /// Given splits
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    split: Option<PathBuf>,
+    /// Cross-validation: number of folds
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    folds: Option<usize>,
+    /// Cross-validation: the test fold, counted from 0
+    #[arg(long, value_name = "I", help_heading = "Data")]
+    fold: Option<usize>,
+    /// Cases in all for training and validation
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    sizes: Option<usize>,
+    /// Train although a case stands on two sides of the split
+    #[arg(long, help_heading = "Data")]
+    #[serde(serialize_with = "if_set")]
+    allow_leak: bool,
+    /// tiny, sam_vit_b, sam_vit_l, sam_vit_h, medsam_vit_b, or a checkpoint file [default: tiny]
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Model and method")]
+    model: Option<String>,
+    /// gps, full, decoder [default: gps]
+    #[arg(long, help_heading = "Model and method")]
+    method: Option<String>,
+    /// Weights selected per output neuron [default: 1]
+    #[arg(long, help_heading = "Model and method")]
+    k: Option<usize>,
+    /// A selection made before
+    #[arg(long, value_name = "FILE", help_heading = "Model and method")]
+    selection: Option<PathBuf>,
+    /// Leave the image encoder's biases as they are
+    #[arg(long = "no-biases", help_heading = "Model and method")]
+    #[serde(rename = "biases", serialize_with = "if_unset")]
+    no_biases: bool,
+    /// Leave the mask decoder as it is
+    #[arg(long = "no-decoder", help_heading = "Model and method")]
+    #[serde(rename = "decoder", serialize_with = "if_unset")]
+    no_decoder: bool,
+    /// Passes over the training cases, at most [default: 12]
+    #[arg(long, help_heading = "Training")]
+    epochs: Option<usize>,
+    /// Train for this time instead (not reproducible to the byte)
+    #[arg(long, help_heading = "Training")]
+    minutes: Option<f64>,
+    /// Highest learning rate [default: the method's own]
+    #[arg(long, help_heading = "Training")]
+    lr: Option<f64>,
+    /// Samples a step [default: 4]
+    #[arg(long, help_heading = "Training")]
+    batch: Option<usize>,
+    /// Adam's epsilon [default: 1e-8]
+    #[arg(long, help_heading = "Training")]
+    adam_eps: Option<f64>,
+    /// Epochs without a better validation mDice before training stops [default: 8]
+    #[arg(long, help_heading = "Training")]
+    patience: Option<usize>,
+    /// Side of the network's square in pixels [default: the model's own]
+    #[arg(long, help_heading = "Training")]
+    image_size: Option<usize>,
+    /// longest-side or square [default: longest-side]
+    #[arg(long, help_heading = "Training")]
+    resize: Option<String>,
+    /// mild or none [default: mild]
+    #[arg(long, help_heading = "Training")]
+    augment: Option<String>,
+    /// Probability of foreground [default: chosen on validation]
+    #[arg(long, help_heading = "Training")]
+    threshold: Option<f32>,
+    /// auto, axial, coronal or sagittal [default: auto]
+    #[arg(long, help_heading = "Volumes")]
+    axis: Option<String>,
+    /// auto, abdomen, lung, bone, brain, …, or LO,HI [default: auto]
+    #[arg(long, allow_hyphen_values = true, help_heading = "Volumes")]
+    window: Option<String>,
+    /// Channel of volumes with several [default: 0]
+    #[arg(long, help_heading = "Volumes")]
+    channel: Option<usize>,
+    /// Neighbour slices shown as red and blue [default: 0]
+    #[arg(long, help_heading = "Volumes")]
+    context: Option<usize>,
+    /// Labels that are foreground, merged [default: all but 0]
+    #[arg(long, value_delimiter = ',', help_heading = "Volumes")]
+    labels: Option<Vec<u16>>,
+    /// The run folder [default: runs/<dataset>-<method>-<n>]
+    #[arg(long, value_name = "DIR", help_heading = "Run")]
+    out: Option<PathBuf>,
+    /// auto, cpu, cuda or cuda:N [default: auto]
+    #[arg(long, help_heading = "Run")]
+    device: Option<String>,
+    /// Threads [default: all processors]
+    #[arg(long, help_heading = "Run")]
+    pub threads: Option<usize>,
+    /// Seed of split, order and augmentation [default: 0]
+    #[arg(long, help_heading = "Run")]
+    seed: Option<u64>,
+    /// Never use the network
+    #[arg(long, help_heading = "Run")]
+    #[serde(serialize_with = "if_set")]
+    offline: bool,
+    /// A TOML file with the same keys
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Any key of the configuration
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "Run")]
+    #[serde(skip)]
+    pub set: Vec<String>,
+}
+
+/// A switch that was not given leaves the key alone.
+fn if_set<S: serde::Serializer>(set: &bool, to: S) -> Result<S::Ok, S::Error> {
+    if *set { to.serialize_bool(true) } else { to.serialize_none() }
+}
+
+/// As [`if_set`], for a `--no-…` switch.
+fn if_unset<S: serde::Serializer>(set: &bool, to: S) -> Result<S::Ok, S::Error> {
+    if *set { to.serialize_bool(false) } else { to.serialize_none() }
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Predict {
+    /// Pictures, volumes, folders
+    #[arg(required = true)]
+    inputs: Vec<PathBuf>,
+    /// Run folder, or `none` for the base model [default: the newest completed run]
+    #[arg(long, value_name = "DIR|none")]
+    run: Option<PathBuf>,
+    /// Base model: with --run, the run's base; alone, the base model answers
+    #[arg(long, value_name = "NAME|FILE")]
+    model: Option<String>,
+    /// A folder, or a file for one input
+    #[arg(long, value_name = "PATH")]
+    out: Option<PathBuf>,
+    /// Probability of foreground [default: the run's, 0.5 without one]
+    #[arg(long)]
+    threshold: Option<f32>,
+    /// Write probability maps too
+    #[arg(long)]
+    prob: bool,
+    /// x0,y0,x1,y1 in pixels; i0,j0,k0,i1,j1,k1 in voxels
+    #[arg(long = "box", value_name = "BOX", allow_hyphen_values = true)]
+    boxes: Vec<String>,
+    /// x,y[,0|1] in pixels; i,j,k[,0|1] in voxels, or mm:x,y,z in RAS (repeatable)
+    #[arg(long = "point", value_name = "POINT", allow_hyphen_values = true)]
+    points: Vec<String>,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Threads [default: all processors]
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+impl Predict {
+    pub(super) fn request(&self, replace: Replace) -> Request {
+        let weights = match (&self.run, &self.model) {
+            (Some(run), _) if run.as_os_str() == "none" => Weights::Base,
+            (Some(run), _) => Weights::Run(run.clone()),
+            (None, Some(_)) => Weights::Base,
+            (None, None) => Weights::Newest,
+        };
+        Request {
+            inputs: self.inputs.clone(),
+            weights,
+            model: self.model.clone(),
+            out: self.out.clone(),
+            replace,
+            threshold: self.threshold,
+            probabilities: if self.prob { Probabilities::Written } else { Probabilities::Skipped },
+            boxes: self.boxes.clone(),
+            points: self.points.clone(),
+            device: self.device.clone(),
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Score {
+    /// Run folder [default: the newest completed run]
+    #[arg(conflicts_with_all = ["pred", "reference"])]
+    run: Option<PathBuf>,
+    /// Predictions: a file or folder
+    #[arg(long, value_name = "PATH", requires = "reference")]
+    pred: Option<PathBuf>,
+    /// References: a file or folder
+    #[arg(long = "ref", value_name = "PATH", requires = "pred", id = "reference")]
+    reference: Option<PathBuf>,
+    /// What a class in neither mask counts as: nan, one or zero
+    #[arg(long, default_value = "nan")]
+    empty: Empty,
+    /// plain, pranet, mmseg or gps-reference
+    #[arg(long, default_value = "plain")]
+    protocol: Protocol,
+    /// Tolerance of the normalised surface Dice in mm
+    #[arg(long, default_value_t = 1.0, value_name = "MM")]
+    nsd_tolerance: f64,
+    /// The classes to score [default: those found]
+    #[arg(long, value_delimiter = ',')]
+    labels: Option<Vec<u16>>,
+    /// Leave cases out that lack a prediction or a reference, and say so
+    #[arg(long)]
+    allow_missing: bool,
+    /// Write the cases as CSV
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Seed of the bootstrap
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Threads [default: all processors]
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+impl Score {
+    pub(super) fn request(&self) -> crate::error::Result<(What, Options)> {
+        let what = match (&self.run, &self.pred, &self.reference) {
+            (_, Some(pred), Some(reference)) => What::Files {
+                pred: pred.clone(),
+                reference: reference.clone(),
+                absent: if self.allow_missing { MissingPolicy::LeaveOut } else { MissingPolicy::Refuse },
+            },
+            (Some(run), ..) => What::Run(run.clone()),
+            _ => What::Newest,
+        };
+        let options = Options {
+            protocol: self.protocol,
+            empty: self.empty,
+            nsd_tolerance_mm: self.nsd_tolerance,
+            classes: self.labels.as_ref().map(|l| l.iter().copied().collect()),
+            seed: self.seed,
+            ..Options::default()
+        };
+        options.check()?;
+        Ok((what, options))
+    }
+}

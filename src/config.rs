@@ -1,0 +1,297 @@
+//! The configuration of a training: defaults, then `--config` file, `SEGFT_*` environment, `--set` and flags.
+//!
+//! Keys are the words of the flags with `_`. An unknown key is an error that offers the nearest. The resolved
+//! configuration is written into every run.
+
+use crate::error::{Error, Result, nearest};
+use crate::image::{Axis, Resize, Window};
+use crate::method::{Settings, Train};
+use crate::predict::Preprocessing;
+use crate::train::batch::Augment;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// Everything that decides a training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// A named set, a folder or a CSV.
+    pub dataset: String,
+    /// Where the files of a named set are.
+    pub data: Option<PathBuf>,
+    /// A separate validation set.
+    pub val: Option<PathBuf>,
+    /// A separate test set, read once, at the end.
+    pub test: Option<PathBuf>,
+    /// Given splits.
+    pub split: Option<PathBuf>,
+    /// Number of cross-validation folds.
+    pub folds: Option<usize>,
+    /// Which of them is the test fold, counted from 0.
+    pub fold: Option<usize>,
+    /// Cases in all for training and validation.
+    pub sizes: Option<usize>,
+    /// `tiny`, `sam_vit_b`, … or a checkpoint file.
+    pub model: String,
+    /// `gps`, `full`, `decoder`.
+    pub method: String,
+    /// Entries per output neuron.
+    pub k: usize,
+    /// Whether the image encoder's biases train.
+    pub biases: bool,
+    /// Whether the mask decoder trains.
+    pub decoder: bool,
+    /// A selection made before.
+    pub selection: Option<PathBuf>,
+    /// Passes over the training cases, at most.
+    pub epochs: usize,
+    /// Trains for this time instead.
+    pub minutes: Option<f64>,
+    /// Highest learning rate; the method's own by default.
+    pub lr: Option<f64>,
+    /// Samples a step.
+    pub batch: usize,
+    /// Adam's epsilon.
+    pub adam_eps: f64,
+    /// Side of the network's square; the model's own by default.
+    pub image_size: Option<usize>,
+    /// `longest-side` or `square`.
+    pub resize: Resize,
+    /// `mild` or `none`.
+    pub augment: String,
+    /// Epochs without a better validation mDice before training stops.
+    pub patience: usize,
+    /// `auto`, `axial`, `coronal` or `sagittal`.
+    pub axis: Axis,
+    /// `auto`, a name or `LO,HI`.
+    pub window: Window,
+    /// Channel of volumes with several.
+    pub channel: usize,
+    /// Neighbour slices shown as colours.
+    pub context: usize,
+    /// Labels that are foreground; every one but 0 when empty.
+    pub labels: Vec<u16>,
+    /// Probability of foreground; chosen on validation by default.
+    pub threshold: Option<f32>,
+    /// The run folder.
+    pub out: Option<PathBuf>,
+    /// `auto`, `cpu`, `cuda`, `cuda:N`.
+    pub device: String,
+    /// Threads; all processors by default.
+    pub threads: Option<usize>,
+    /// Seed of split, order and augmentation.
+    pub seed: u64,
+    /// Never use the network.
+    pub offline: bool,
+    /// Warn instead of refusing when a case stands on two sides of the split.
+    pub allow_leak: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            dataset: "phantom".into(),
+            data: None,
+            val: None,
+            test: None,
+            split: None,
+            folds: None,
+            fold: None,
+            sizes: None,
+            model: "tiny".into(),
+            method: "gps".into(),
+            k: 1,
+            biases: true,
+            decoder: true,
+            selection: None,
+            epochs: 12,
+            minutes: None,
+            lr: None,
+            batch: 4,
+            adam_eps: 1e-8,
+            image_size: None,
+            resize: Resize::default(),
+            augment: "mild".into(),
+            patience: 8,
+            axis: Axis::Auto,
+            window: Window::Auto,
+            channel: 0,
+            context: 0,
+            labels: Vec::new(),
+            threshold: None,
+            out: None,
+            device: "auto".into(),
+            threads: None,
+            seed: 0,
+            offline: false,
+            allow_leak: false,
+        }
+    }
+}
+
+impl Config {
+    /// Puts the layers on top of each other: defaults, file, environment, `--set` pairs, flags.
+    ///
+    /// # Errors
+    /// A usage error naming the key or value that is wrong, and the nearest known key.
+    pub fn resolve(
+        file: Option<&Path>,
+        environment: &[(String, String)],
+        set: &[String],
+        flags: &Value,
+    ) -> Result<Config> {
+        let mut layers = match serde_json::to_value(Config::default()) {
+            Ok(Value::Object(map)) => map,
+            _ => Map::new(),
+        };
+        let known: Vec<String> = layers.keys().cloned().collect();
+        let mut put = |key: &str, value: Value, from: &str| -> Result<()> {
+            if !known.iter().any(|k| k == key) {
+                let near = nearest(key, known.iter().map(String::as_str));
+                let hint = near.map(|n| format!("did you mean `{n}`? ")).unwrap_or_default();
+                return Err(Error::usage(format!("unknown key `{key}` in {from}"))
+                    .hint(format!("{hint}keys: {}", known.join(", "))));
+            }
+            layers.insert(key.to_string(), value);
+            Ok(())
+        };
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path).map_err(|e| Error::reading(path, &e))?;
+            let table: toml::Table =
+                toml::from_str(&text).map_err(|e| Error::usage(format!("not TOML: {e}")).at(path))?;
+            for (key, value) in table {
+                let value = serde_json::to_value(value).map_err(|e| Error::usage(e.to_string()).at(path))?;
+                put(&key, value, "the configuration file").map_err(|e| e.at(path))?;
+            }
+        }
+        for (name, value) in environment {
+            let key = name.trim_start_matches("SEGFT_").to_lowercase();
+            // SEGFT_CACHE and the like are no keys of a training; only known keys are taken from the environment.
+            if serde_json::to_value(Config::default()).is_ok_and(|v| v.get(&key).is_some()) {
+                put(&key, scalar(value), name)?;
+            }
+        }
+        for pair in set {
+            let (key, value) = pair
+                .split_once('=')
+                .ok_or_else(|| Error::usage(format!("`--set {pair}` has no `=`")).hint("write --set key=value"))?;
+            put(&key.replace('-', "_"), scalar(value), "--set")?;
+        }
+        for (key, value) in flags.as_object().into_iter().flatten().filter(|(_, v)| !v.is_null()) {
+            put(key, value.clone(), "the flags")?;
+        }
+        let config: Config = serde_json::from_value(Value::Object(layers))
+            .map_err(|e| Error::usage(format!("configuration: {e}")).hint("see `segft train --help`"))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads the configuration that a run was made with.
+    ///
+    /// # Errors
+    /// A usage error when the file is missing or damaged.
+    pub fn load(path: &Path) -> Result<Config> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::reading(path, &e))?;
+        toml::from_str(&text).map_err(|e| Error::usage(format!("not a run's configuration: {e}")).at(path))
+    }
+
+    /// The configuration as TOML.
+    ///
+    /// # Errors
+    /// A job error when a value cannot be written.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::job(format!("configuration: {e}")))
+    }
+
+    /// The method's settings.
+    pub fn settings(&self) -> Settings {
+        let train = |yes| if yes { Train::Yes } else { Train::No };
+        Settings { k: self.k, biases: train(self.biases), decoder: train(self.decoder) }
+    }
+
+    /// How cases are brought into a network of this size.
+    pub fn preprocessing(&self, image_size: usize) -> Preprocessing {
+        Preprocessing {
+            resize: self.resize,
+            axis: self.axis,
+            window: self.window,
+            channel: self.channel,
+            context: self.context,
+            labels: self.labels.clone(),
+            ..Preprocessing::new(self.image_size.unwrap_or(image_size))
+        }
+    }
+
+    /// Whether training pictures are varied.
+    pub fn augment(&self) -> Augment {
+        if self.augment == "none" { Augment::Off } else { Augment::Mild }
+    }
+
+    fn check(&self) -> Result<()> {
+        let wrong = |m: String| Err(Error::usage(m));
+        crate::method::find(&self.method)?;
+        if !["mild", "none"].contains(&self.augment.as_str()) {
+            return wrong(format!("--augment is `{}`, expected mild or none", self.augment));
+        }
+        if self.k == 0 || self.batch == 0 || self.epochs == 0 || self.patience == 0 {
+            return wrong("--k, --batch, --epochs and --patience must be at least 1".into());
+        }
+        if self.lr.is_some_and(|lr| !(lr > 0.0 && lr.is_finite())) {
+            return wrong("--lr must be above 0".into());
+        }
+        if self.minutes.is_some_and(|m| !(m > 0.0 && m.is_finite())) {
+            return wrong("--minutes must be above 0".into());
+        }
+        if self.threshold.is_some_and(|t| !(0.0..=1.0).contains(&t)) {
+            return wrong("--threshold must lie between 0 and 1".into());
+        }
+        if self.folds.is_some() != self.fold.is_some() {
+            return wrong("--folds N and --fold I go together".into());
+        }
+        Ok(())
+    }
+}
+
+/// A word from the environment or `--set` as number, truth value, list or text.
+fn scalar(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(json: &str) -> Value {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn later_layers_win() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.toml");
+        std::fs::write(&file, "epochs = 3\nseed = 1\nlr = 0.5\nwindow = \"0,80\"\n").unwrap();
+        let environment = [("SEGFT_SEED".to_string(), "2".to_string()), ("SEGFT_CACHE".to_string(), "x".to_string())];
+        let config =
+            Config::resolve(Some(&file), &environment, &["lr=0.25".into()], &flags(r#"{"epochs":4,"k":null}"#))
+                .unwrap();
+        assert_eq!((config.epochs, config.seed, config.lr, config.k), (4, 2, Some(0.25), 1));
+        assert_eq!(config.window.to_string(), "0,80");
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let config = Config { lr: Some(1e-3), labels: vec![1, 2], ..Config::default() };
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.toml");
+        std::fs::write(&file, config.to_toml().unwrap()).unwrap();
+        assert_eq!(Config::load(&file).unwrap(), config);
+    }
+
+    #[test]
+    fn an_unknown_key_offers_the_nearest() {
+        let error = Config::resolve(None, &[], &["epocs=3".into()], &flags("{}")).unwrap_err();
+        assert_eq!(error.kind.exit_code(), 2);
+        assert!(error.hint.unwrap().contains("`epochs`"));
+    }
+}

@@ -1,0 +1,65 @@
+//! The base model that `--model` names, and the cache folder.
+
+use crate::error::{Error, Result, nearest};
+use crate::model::SamConfig;
+use crate::model::checkpoint::{self, Checkpoint};
+use std::path::{Path, PathBuf};
+
+/// Seed of the initialisation of `tiny` while it has no pretrained weights. Part of what a patch is made for.
+const TINY_SEED: u64 = 0;
+
+/// Names that `--model` knows, and the file each is kept in under `<cache>/weights`.
+const NAMED: [(&str, Option<&str>); 5] = [
+    ("tiny", None),
+    ("sam_vit_b", Some("sam_vit_b_01ec64.pth")),
+    ("sam_vit_l", Some("sam_vit_l_0b3195.pth")),
+    ("sam_vit_h", Some("sam_vit_h_4b8939.pth")),
+    ("medsam_vit_b", Some("medsam_vit_b.pth")),
+];
+
+/// Loads a base model by name or file.
+///
+/// # Errors
+/// A usage error for an unknown name; a weights error when the file is not there yet (saying how to get it), damaged,
+/// or not a SAM.
+pub fn load(model: &str) -> Result<Checkpoint> {
+    let path = Path::new(model);
+    match NAMED.iter().find(|(name, _)| *name == model) {
+        Some((name, None)) => Ok(checkpoint::random(name, SamConfig::tiny(), TINY_SEED)),
+        Some((name, Some(file))) => {
+            let path = cache().join("weights").join(file);
+            if !path.is_file() {
+                return Err(Error::weights(format!("the weights of `{name}` are not in the cache")).at(path).hint(
+                    format!("fetch them with `segft fetch {name}`, or `segft fetch {name} --from FILE` offline"),
+                ));
+            }
+            let read = checkpoint::read(&path)?;
+            Ok(Checkpoint { name: name.to_string(), ..read })
+        }
+        None if path.is_file() => checkpoint::read(path),
+        None => {
+            let names: Vec<&str> = NAMED.iter().map(|(name, _)| *name).collect();
+            let near =
+                nearest(model, names.iter().copied()).map(|n| format!("did you mean `{n}`? ")).unwrap_or_default();
+            Err(Error::usage(format!("no model and no file called `{model}`"))
+                .hint(format!("{near}models: {}, or a .pth or .safetensors file", names.join(", "))))
+        }
+    }
+}
+
+/// What to tell the user about where the weights come from, if it matters.
+pub fn warning(base: &Checkpoint) -> Option<String> {
+    base.origin.starts_with("random").then(|| {
+        format!("`{}` starts from a {}: it is not pretrained yet, expect modest scores", base.name, base.origin)
+    })
+}
+
+/// Where fetched and generated files are kept: `SEGFT_CACHE`, else the user's cache folder.
+pub fn cache() -> PathBuf {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    set("SEGFT_CACHE")
+        .or_else(|| set("XDG_CACHE_HOME").map(|p| p.join("segft")))
+        .or_else(|| set("LOCALAPPDATA").map(|p| p.join("segft").join("cache")))
+        .or_else(|| set("HOME").map(|p| p.join(".cache").join("segft")))
+        .unwrap_or_else(|| PathBuf::from(".segft-cache"))
+}

@@ -1,0 +1,9 @@
+//! Jobs: one file each, reading like the sentence that describes it.
+
+pub mod base;
+pub mod case;
+pub mod export;
+pub mod predict;
+pub mod score;
+pub mod select;
+pub mod train;

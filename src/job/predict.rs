@@ -1,0 +1,413 @@
+//! `predict`: pictures, volumes and folders of them in, masks on the same grid out.
+
+use super::base;
+use super::case::Input;
+use crate::data::Form;
+use crate::error::{Error, Kind, Result};
+use crate::image::{Grid, SliceFrame};
+use crate::io::{Replace, check_free, nifti, picture as pictures};
+use crate::model::sam::PointLabel;
+use crate::predict::{Predictor, Preprocessing, Prompts};
+use crate::progress::Progress;
+use crate::run::Run;
+use crate::score::pairs::stem;
+use crate::tune::patch::{Direction, Patch};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Which weights answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Weights {
+    /// The newest completed run; without one, the base model if there are prompts.
+    Newest,
+    /// This run.
+    Run(PathBuf),
+    /// The base model as it is.
+    Base,
+}
+
+/// What to predict, with what, and where to.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Files and folders.
+    pub inputs: Vec<PathBuf>,
+    /// Which weights answer.
+    pub weights: Weights,
+    /// The base model, where it is not the run's own.
+    pub model: Option<String>,
+    /// A folder, or a file for one input.
+    pub out: Option<PathBuf>,
+    /// Whether existing results are replaced.
+    pub replace: Replace,
+    /// Probability from which a pixel is foreground; the run's by default, ½ without one.
+    pub threshold: Option<f32>,
+    /// Whether probabilities are written too.
+    pub probabilities: Probabilities,
+    /// Boxes as given: `x0,y0,x1,y1`, in volumes `i0,j0,k0,i1,j1,k1`.
+    pub boxes: Vec<String>,
+    /// Points as given: `x,y[,0|1]`, in volumes `i,j,k[,0|1]` or `mm:x,y,z[,0|1]`.
+    pub points: Vec<String>,
+    /// `auto`, `cpu`, `cuda`, `cuda:N`.
+    pub device: String,
+}
+
+/// Whether probability maps are written beside the masks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probabilities {
+    /// Masks only.
+    Skipped,
+    /// `<name>_prob` beside each mask.
+    Written,
+}
+
+/// One finished case.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Done {
+    /// The input.
+    pub input: String,
+    /// Its mask.
+    pub mask: String,
+    /// Foreground voxels.
+    pub foreground: usize,
+    /// Voxels in all.
+    pub voxels: usize,
+}
+
+/// Predicts every input; a broken one is reported, and the others are kept.
+///
+/// # Errors
+/// A usage error before anything is predicted; after that a job error (exit 1) naming how many inputs failed.
+pub fn run(request: &Request, progress: &Progress) -> Result<(Vec<Done>, Option<Error>)> {
+    let device = crate::device::choose(&request.device)?;
+    let jobs = plan(request)?;
+    if !request.boxes.is_empty() && request.boxes.len() > 1 {
+        return Err(Error::usage("one --box at a time: SAM takes one box per mask"));
+    }
+    let (predictor, threshold, trained_on) = load(request, &device.device, progress)?;
+    let volumes = jobs.iter().any(|(input, _)| nifti::is_nifti(input));
+    if volumes && trained_on == Some(Form::Pictures) {
+        progress.warn("this model was trained on pictures and is asked for a volume: check the result by eye");
+    }
+    let mut done = Vec::new();
+    let mut failed = Vec::new();
+    progress.start("predicting", jobs.len());
+    for (n, (input, output)) in jobs.iter().enumerate() {
+        match one(request, &predictor, threshold, input, output, progress) {
+            Ok(case) => {
+                progress.line(format!("{} → {}", case.input, case.mask));
+                done.push(case);
+            }
+            Err(error) if jobs.len() == 1 => return Err(error),
+            Err(error) => {
+                progress.warn(format!("{error}"));
+                failed.push(input.display().to_string());
+            }
+        }
+        progress.at(n + 1, "");
+    }
+    progress.end();
+    let error = (!failed.is_empty()).then(|| {
+        Error::job(format!("{} of {} inputs failed: {}", failed.len(), jobs.len(), failed.join(", ")))
+            .hint("the others are done; see the warnings above")
+    });
+    Ok((done, error))
+}
+
+/// Inputs and where each result goes, checked before the first is read.
+fn plan(request: &Request) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let mut jobs = Vec::new();
+    let single = request.inputs.len() == 1 && request.inputs[0].is_file();
+    for input in &request.inputs {
+        if input.is_dir() {
+            let files = files_of(input)?;
+            let folder = match &request.out {
+                Some(out) => out.clone(),
+                None => {
+                    let name = input.canonicalize().ok().and_then(|p| p.file_name().map(|n| n.to_os_string()));
+                    PathBuf::from(format!("{}_seg", name.unwrap_or_default().to_string_lossy()))
+                }
+            };
+            for file in files {
+                let to = super::case::result_path(&folder, &stem(&file), form(&file));
+                jobs.push((file, to));
+            }
+        } else if input.is_file() {
+            if !nifti::is_nifti(input) && !pictures::is_picture(input) {
+                return Err(Error::data("neither a NIfTI volume nor a picture by its name")
+                    .at(input)
+                    .hint("segft reads .nii, .nii.gz, .hdr/.img, .jpg, .png, .tif, .bmp"));
+            }
+            let to = match &request.out {
+                Some(out) if single && is_file_name(out) => out.clone(),
+                Some(out) => super::case::result_path(out, &stem(input), form(input)),
+                None => {
+                    let gz = !input.to_string_lossy().to_lowercase().ends_with(".nii");
+                    let ending = match form(input) {
+                        Form::Pictures => "png",
+                        Form::Volumes if gz => "nii.gz",
+                        Form::Volumes => "nii",
+                    };
+                    PathBuf::from(format!("{}_seg.{ending}", stem(input)))
+                }
+            };
+            jobs.push((input.clone(), to));
+        } else {
+            return Err(Error::usage("no such file or folder").at(input));
+        }
+    }
+    let mut targets = BTreeMap::new();
+    for (input, output) in &jobs {
+        if let Some(other) = targets.insert(output.clone(), input) {
+            return Err(Error::usage(format!(
+                "`{}` and `{}` would both be written to `{}`",
+                other.display(),
+                input.display(),
+                output.display()
+            ))
+            .hint("predict them one by one, with --out FILE"));
+        }
+        let same = input.canonicalize().ok().zip(output.canonicalize().ok()).is_some_and(|(a, b)| a == b);
+        if same {
+            return Err(Error::usage("the result would replace the input").at(output).hint("choose another --out"));
+        }
+        check_free(output, request.replace)?;
+        if request.probabilities == Probabilities::Written {
+            check_free(&probability_path(output), request.replace)?;
+        }
+    }
+    Ok(jobs)
+}
+
+/// Whether `--out` names a file rather than a folder.
+fn is_file_name(out: &Path) -> bool {
+    !out.is_dir() && (nifti::is_nifti(out) || pictures::is_picture(out))
+}
+
+fn form(path: &Path) -> Form {
+    if nifti::is_nifti(path) { Form::Volumes } else { Form::Pictures }
+}
+
+fn files_of(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::reading(folder, &e))?;
+    let mut files: Vec<PathBuf> = entries
+        .flatten()
+        .map(|e| e.path())
+        .filter(|p| p.is_file() && !p.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.')))
+        // Of a .hdr/.img pair the header stands for both.
+        .filter(|p| (nifti::is_nifti(p) && !stem_ends(p, ".img")) || pictures::is_picture(p))
+        .collect();
+    files.sort();
+    if files.is_empty() {
+        return Err(Error::usage("no picture and no volume in this folder")
+            .at(folder)
+            .hint("name the folder that holds the files"));
+    }
+    Ok(files)
+}
+
+fn stem_ends(path: &Path, ending: &str) -> bool {
+    let name = path.to_string_lossy().to_lowercase();
+    name.strip_suffix(".gz").unwrap_or(&name).ends_with(ending)
+}
+
+/// `<name>_prob` beside a mask.
+fn probability_path(mask: &Path) -> PathBuf {
+    let name = mask.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let ending = name[stem(mask).len()..].to_string();
+    mask.with_file_name(format!("{}_prob{ending}", stem(mask)))
+}
+
+/// The network, the threshold, and what it was trained on.
+fn load(
+    request: &Request,
+    device: &burn::tensor::Device,
+    progress: &Progress,
+) -> Result<(Predictor, f32, Option<Form>)> {
+    let prompted = !request.boxes.is_empty() || !request.points.is_empty();
+    let run = match &request.weights {
+        Weights::Run(folder) => Some(Run::open(folder)?),
+        Weights::Newest => match Run::newest() {
+            Ok(run) => Some(run),
+            Err(_) if prompted => None,
+            Err(error) => {
+                return Err(error.hint(
+                    "train one with `segft train --dataset …`, or point at something with --box or --point \
+                     and the base model answers",
+                ));
+            }
+        },
+        Weights::Base => None,
+    };
+    let Some(run) = run else {
+        if !prompted {
+            return Err(Error::usage("the base model needs a prompt: it was not trained to find anything by itself")
+                .hint("point at something with --box x0,y0,x1,y1 or --point x,y, or train with `segft train`"));
+        }
+        let base = base::load(request.model.as_deref().unwrap_or("tiny"))?;
+        progress.line(format!("base model {} ({})", base.name, base.origin));
+        let preprocessing = Preprocessing::new(base.config.image_size);
+        let sam = base.into_sam(device);
+        return Ok((Predictor::new(&sam, &preprocessing, device), request.threshold.unwrap_or(0.5), None));
+    };
+    let patch = Patch::load(&run.patch()).map_err(|e| match e.kind {
+        Kind::Usage => {
+            Error::usage("the run has no patch yet").at(&run.folder).hint("finish it with `segft train --resume`")
+        }
+        _ => e,
+    })?;
+    progress.line(format!("run {} ({} on {})", run.folder.display(), patch.about.method, patch.about.base_name));
+    let mut base = base::load(request.model.as_deref().unwrap_or(&patch.about.base_model)).map_err(|e| {
+        let hint = e.hint.clone().unwrap_or_default();
+        let sha = crate::tune::selection::short(&patch.about.base_sha256).to_string();
+        e.hint(format!("the run needs its base (SHA-256 {sha}…): name it with --model FILE. {hint}"))
+    })?;
+    patch.turn(&mut base, Direction::Apply).map_err(|e| e.at(run.patch()))?;
+    let sam = base.into_sam(device);
+    let threshold = request.threshold.unwrap_or(patch.about.threshold);
+    Ok((Predictor::new(&sam, &patch.about.preprocessing, device), threshold, Some(patch.about.form)))
+}
+
+fn one(
+    request: &Request,
+    predictor: &Predictor,
+    threshold: f32,
+    input: &Path,
+    output: &Path,
+    progress: &Progress,
+) -> Result<Done> {
+    let preprocessing = predictor.preprocessing();
+    let case = Input::read(input, preprocessing.channel)?;
+    let prompts = prompts(request, &case, preprocessing).map_err(|e| e.at(input))?;
+    let prompt_of = |slice: usize| match &prompts {
+        None => Some(Prompts::default()),
+        Some(by_slice) => by_slice.get(&slice).cloned(),
+    };
+    let name = stem(input);
+    let probabilities = case.probabilities(predictor, prompt_of, |done, of| {
+        if of > 1 {
+            progress.at(done, format!("{name} of {of}"))
+        }
+    })?;
+    let mut labels = case.labels(&probabilities, threshold);
+    if let Some(by_slice) = &prompts
+        && let Input::Volume(volume, _) = &case
+    {
+        // Slices that nobody pointed at are background, also with a threshold of 0.
+        let frame = SliceFrame::new(&volume.grid, preprocessing.axis);
+        for slice in (0..frame.count()).filter(|s| !by_slice.contains_key(s)) {
+            for pixel in 0..frame.width() * frame.height() {
+                labels.voxels[frame.index(slice, pixel % frame.width(), pixel / frame.width())] = 0;
+            }
+        }
+    }
+    if let Some(folder) = output.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(|e| Error::writing(folder, &e))?;
+    }
+    case.write_labels(output, &labels)?;
+    if request.probabilities == Probabilities::Written {
+        case.write_probabilities(&probability_path(output), &probabilities)?;
+    }
+    Ok(Done {
+        input: input.display().to_string(),
+        mask: output.display().to_string(),
+        foreground: labels.voxels.iter().filter(|v| **v != 0).count(),
+        voxels: labels.voxels.len(),
+    })
+}
+
+/// What is pointed at, by slice; `None` without prompts.
+fn prompts(request: &Request, case: &Input, preprocessing: &Preprocessing) -> Result<Option<BTreeMap<usize, Prompts>>> {
+    if request.boxes.is_empty() && request.points.is_empty() {
+        return Ok(None);
+    }
+    let mut by_slice: BTreeMap<usize, Prompts> = BTreeMap::new();
+    match case {
+        Input::Picture(picture) => {
+            let (w, h) = (picture.width as f32, picture.height as f32);
+            let prompts = by_slice.entry(0).or_default();
+            for text in &request.boxes {
+                let [x0, y0, x1, y1]: [f32; 4] =
+                    numbers(text)?.try_into().map_err(|_| wrong("box", text, "x0,y0,x1,y1"))?;
+                if !(0.0 <= x0 && x0 < x1 && x1 <= w && 0.0 <= y0 && y0 < y1 && y1 <= h) {
+                    return Err(Error::usage(format!("--box {text} does not lie in the picture of {w} × {h} pixels"))
+                        .hint("corners are x0,y0,x1,y1 with x0 < x1 and y0 < y1"));
+                }
+                prompts.bounds = Some([x0, y0, x1, y1]);
+            }
+            for text in &request.points {
+                let (x, y, label) = match numbers(text)?.as_slice() {
+                    [x, y] => (*x, *y, PointLabel::Inside),
+                    [x, y, label] => (*x, *y, point_label(*label, text)?),
+                    _ => return Err(wrong("point", text, "x,y or x,y,0 or x,y,1")),
+                };
+                if !(0.0..w).contains(&x) || !(0.0..h).contains(&y) {
+                    return Err(Error::usage(format!(
+                        "--point {text} does not lie in the picture of {w} × {h} pixels"
+                    )));
+                }
+                prompts.points.push((x, y, label));
+            }
+        }
+        Input::Volume(volume, _) => {
+            let frame = SliceFrame::new(&volume.grid, preprocessing.axis);
+            for text in &request.boxes {
+                let corners = numbers(text)?;
+                let [a, b]: [[usize; 3]; 2] = match corners.as_slice() {
+                    [i0, j0, k0, i1, j1, k1] => {
+                        [voxel(&volume.grid, [*i0, *j0, *k0], text)?, voxel(&volume.grid, [*i1, *j1, *k1], text)?]
+                    }
+                    _ => return Err(wrong("box", text, "i0,j0,k0,i1,j1,k1 in voxels for a volume")),
+                };
+                let (a, b) = (frame.locate(a[0], a[1], a[2]), frame.locate(b[0], b[1], b[2]));
+                let bounds = [a.1.min(b.1), a.2.min(b.2), a.1.max(b.1), a.2.max(b.2)].map(|v| v as f32);
+                for slice in a.0.min(b.0)..=a.0.max(b.0) {
+                    by_slice.entry(slice).or_default().bounds = Some(bounds);
+                }
+            }
+            for text in &request.points {
+                let (place, label) = match text.split(',').count() {
+                    4 => match text.rsplit_once(',') {
+                        Some((place, label)) => (place, point_label(label.trim().parse().unwrap_or(-1.0), text)?),
+                        None => (text.as_str(), PointLabel::Inside),
+                    },
+                    _ => (text.as_str(), PointLabel::Inside),
+                };
+                let [i, j, k] = volume.grid.voxel(place)?;
+                let (slice, x, y) = frame.locate(i, j, k);
+                by_slice.entry(slice).or_default().points.push((x as f32, y as f32, label));
+            }
+        }
+    }
+    Ok(Some(by_slice))
+}
+
+fn voxel(grid: &Grid, at: [f32; 3], text: &str) -> Result<[usize; 3]> {
+    let inside = at.iter().zip(grid.shape).all(|(v, n)| *v >= 0.0 && (*v as usize) < n);
+    if !inside {
+        return Err(Error::usage(format!("--box {text} does not lie in the volume of {:?} voxels", grid.shape)));
+    }
+    Ok(at.map(|v| v as usize))
+}
+
+fn numbers(text: &str) -> Result<Vec<f32>> {
+    let parsed: std::result::Result<Vec<f32>, _> = text.split(',').map(|n| n.trim().parse::<f32>()).collect();
+    match parsed {
+        Ok(numbers) if numbers.iter().all(|n| n.is_finite()) => Ok(numbers),
+        _ => {
+            Err(Error::usage(format!("`{text}` is no list of numbers"))
+                .hint("separate them by commas, as 10,20,110,90"))
+        }
+    }
+}
+
+fn point_label(label: f32, text: &str) -> Result<PointLabel> {
+    match label {
+        1.0 => Ok(PointLabel::Inside),
+        0.0 => Ok(PointLabel::Outside),
+        _ => Err(Error::usage(format!("--point {text}: the last number is 1 (inside) or 0 (outside)"))),
+    }
+}
+
+fn wrong(what: &str, text: &str, expected: &str) -> Error {
+    Error::usage(format!("--{what} {text} has the wrong number of values")).hint(format!("expected {expected}"))
+}

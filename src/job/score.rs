@@ -1,0 +1,81 @@
+//! `score`: a run's predictions again, or any predictions against any references.
+
+use crate::error::{Error, Result};
+use crate::image::Labels;
+use crate::io::{nifti, picture as pictures};
+use crate::run::Run;
+use crate::score::{self, Options, Report};
+use crate::tune::patch::Patch;
+use rayon::prelude::*;
+use std::path::{Path, PathBuf};
+
+/// What is scored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// The newest completed run.
+    Newest,
+    /// This run.
+    Run(PathBuf),
+    /// These files or folders.
+    Files {
+        /// Predictions.
+        pred: PathBuf,
+        /// References.
+        reference: PathBuf,
+        /// What happens when one of a pair is missing.
+        absent: score::pairs::MissingPolicy,
+    },
+}
+
+/// Scores.
+///
+/// # Errors
+/// A usage error without a run; a data error naming the case that is missing, unreadable or on another grid.
+pub fn run(what: &What, options: &Options) -> Result<Report> {
+    match what {
+        What::Newest => of_run(&Run::newest()?, options),
+        What::Run(folder) => of_run(&Run::open(folder)?, options),
+        What::Files { pred, reference, absent } => {
+            score::evaluate_pairing(&score::pairs::find(pred, reference, *absent, options.protocol)?, options)
+        }
+    }
+}
+
+/// Reads the run's own list of cases, and each reference as the run trained on it (labels merged).
+fn of_run(run: &Run, options: &Options) -> Result<Report> {
+    if !run.is_completed() {
+        return Err(Error::usage("the run is not complete: nothing to score yet")
+            .at(&run.folder)
+            .hint("finish it with `segft train --resume`"));
+    }
+    let text = std::fs::read_to_string(run.metrics()).map_err(|e| Error::reading(run.metrics(), &e))?;
+    let metrics: serde_json::Value =
+        serde_json::from_str(&text).map_err(|e| Error::data(format!("not a run's metrics: {e}")).at(run.metrics()))?;
+    let preprocessing = Patch::load(&run.patch())?.about.preprocessing;
+    let cases = metrics["metric_per_case"].as_array().cloned().unwrap_or_default();
+    let scores: Vec<Result<score::CaseScore>> = cases
+        .par_iter()
+        .map(|case| {
+            let field = |key: &str| {
+                case[key]
+                    .as_str()
+                    .map(PathBuf::from)
+                    .ok_or_else(|| Error::data(format!("a case lacks `{key}`")).at(run.metrics()))
+            };
+            let (reference, recorded) = (field("reference_file")?, field("prediction_file")?);
+            // The folder may have been moved since: predictions are looked for where the run is now.
+            let prediction = run.predictions().join(recorded.file_name().unwrap_or_default());
+            let labels = preprocessing.foreground(read(&reference)?);
+            let id = case["case"].as_str().unwrap_or_default();
+            let mut score = score::evaluate_labels(id, &labels, &read(&prediction)?, options)?;
+            score.reference_file = Some(reference.display().to_string());
+            score.prediction_file = Some(prediction.display().to_string());
+            Ok(score)
+        })
+        .collect();
+    Report::from_cases(scores.into_iter().collect::<Result<_>>()?, options)
+}
+
+fn read(path: &Path) -> Result<Labels> {
+    if nifti::is_nifti(path) { nifti::read_labels(path) } else { pictures::read_mask(path) }
+}

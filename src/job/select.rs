@@ -1,0 +1,99 @@
+//! `select`: which weights matter, from the gradients of the training cases.
+
+use crate::config::Config;
+use crate::data::{self, Splits};
+use crate::error::Result;
+use crate::job::base;
+use crate::method::{self, GradientTable};
+use crate::model::Sam;
+use crate::model::checkpoint::Checkpoint;
+use crate::predict::prompt_free_logits;
+use crate::progress::Progress;
+use crate::train::batch::{self, Augment, Sample};
+use crate::train::loss::loss;
+use crate::tune::gradients;
+use crate::tune::selection::Selection;
+use burn::tensor::Device;
+use std::path::Path;
+
+/// The data request that a configuration makes.
+pub fn request(config: &Config) -> data::Request {
+    data::Request {
+        dataset: config.dataset.clone(),
+        data: config.data.clone(),
+        val: config.val.clone(),
+        test: config.test.clone(),
+        split: config.split.clone(),
+        fold: config.folds.zip(config.fold),
+        size: config.sizes,
+        seed: config.seed,
+        cache: base::cache(),
+        offline: config.offline,
+        allow_leak: config.allow_leak,
+    }
+}
+
+/// Runs only the selection and writes it.
+///
+/// # Errors
+/// What data, weights and gradients answer.
+pub fn run(config: &Config, to: &Path, progress: &Progress) -> Result<Selection> {
+    let device = crate::device::choose(&config.device)?;
+    let splits = data::prepare(&request(config))?;
+    splits.warnings.iter().for_each(|w| progress.warn(w));
+    let checkpoint = base::load(&config.model)?;
+    if let Some(warning) = base::warning(&checkpoint) {
+        progress.warn(warning);
+    }
+    let preprocessing = config.preprocessing(checkpoint.config.image_size);
+    let samples = batch::load(&splits.train, splits.dataset.form, &preprocessing)?;
+    let about = about(&checkpoint);
+    let sam = checkpoint.into_sam(&device.device);
+    let selection = select(&sam, &about, &samples, &splits, config, progress, &device.device)?;
+    selection.save(to)?;
+    Ok(selection)
+}
+
+/// The selection of a method that needs one. `base` is the base's name and SHA-256.
+///
+/// # Errors
+/// A job error when a gradient is not a number.
+pub fn select(
+    sam: &Sam,
+    base: &(String, String),
+    samples: &[Sample],
+    splits: &Splits,
+    config: &Config,
+    progress: &Progress,
+    device: &Device,
+) -> Result<Selection> {
+    let table = table(sam, samples, progress, device)?;
+    let method = method::find(&config.method)?;
+    let chosen = method.choose(&sam.config.specs(), &table, &config.settings())?.unwrap_or_default();
+    Ok(Selection {
+        chosen,
+        method: config.method.clone(),
+        k: config.k,
+        base_name: base.0.clone(),
+        base_sha256: base.1.clone(),
+        cases: splits.train.iter().map(|c| c.id.clone()).collect(),
+    })
+}
+
+/// One deterministic pass over the training samples: one at a time, in order, not augmented.
+fn table(sam: &Sam, samples: &[Sample], progress: &Progress, device: &Device) -> Result<GradientTable> {
+    progress.start("selecting", samples.len());
+    let table = gradients::accumulate(sam, (0..samples.len()).map(Ok), |sam, i| {
+        let batch = batch::batch(samples, &[i], Augment::Off, 0, 0, device);
+        let logits = prompt_free_logits(sam, batch.pixels);
+        progress.at(i + 1, "");
+        Ok(loss(logits, batch.target, batch.valid).total())
+    });
+    progress.end();
+    table
+}
+
+/// The base's name and hash, as a selection records them.
+pub fn about(checkpoint: &Checkpoint) -> (String, String) {
+    (checkpoint.name.clone(), checkpoint.sha256.clone())
+}

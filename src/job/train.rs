@@ -1,0 +1,498 @@
+//! `train`: select, fine-tune, validate, test, and write a run folder.
+
+use super::case::{Input, prompt_free, result_path};
+use super::{base, select};
+use crate::config::Config;
+use crate::data::{self, Case, Form, Splits};
+use crate::device::{self, peak_rss_mib};
+use crate::error::{Error, Kind, Result};
+use crate::image::Labels;
+use crate::io::{Replace, write_atomic};
+use crate::method::{self, Counts, Plan};
+use crate::model::Sam;
+use crate::model::checkpoint::{self, Checkpoint};
+use crate::predict::{Predictor, Preprocessing};
+use crate::progress::Progress;
+use crate::run::Run;
+use crate::score::{self, CaseScore, Report, Surfaces};
+use crate::train::{Epoch, Options, State, Surroundings, Validation, batch};
+use crate::tune::patch::{self, About, Patch};
+use crate::tune::proof::{self, Proof};
+use crate::tune::selection::Selection;
+use serde_json::json;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Steps between two saved states.
+const SAVE_EVERY: usize = 50;
+
+/// What a training came to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The run folder.
+    pub run: Run,
+    /// Scores of the test cases.
+    pub report: Report,
+    /// metrics.json.
+    pub metrics: serde_json::Value,
+}
+
+/// Trains from the start.
+///
+/// # Errors
+/// Exit codes as the contract's table; nothing of a run is lost when it is interrupted.
+pub fn start(config: Config, replace: Replace, progress: &Progress) -> Result<Outcome> {
+    // Everything that can be refused is refused before a folder is made.
+    let device = device::choose(&config.device)?;
+    let splits = data::prepare(&select::request(&config))?;
+    let base = base::load(&config.model)?;
+    let run = Run::create(config.out.as_deref(), &splits.dataset.name, &config.method, replace)?;
+    let lock = run.lock()?;
+    let text = config.to_toml()?;
+    write_atomic(&run.config(), |to| to.write_all(text.as_bytes()))?;
+    let outcome = Job { config, run, splits, device, progress }.go(base, State::default());
+    drop(lock);
+    outcome
+}
+
+/// Goes on where a run was stopped: with the configuration it was started with.
+///
+/// # Errors
+/// As [`start`]; a data error when cases changed since, a usage error when the run is complete.
+pub fn resume(run: Run, progress: &Progress) -> Result<Outcome> {
+    if run.is_completed() {
+        return Err(Error::usage("the run is complete: nothing to resume").at(run.folder));
+    }
+    let lock = run.lock()?;
+    let config = Config::load(&run.config())?;
+    let device = device::choose(&config.device)?;
+    let splits = data::prepare(&select::request(&config))?;
+    let base = base::load(&config.model)?;
+    check_record(&run, &splits, &base)?;
+    let state = if run.state().is_file() { State::load(&run.state())? } else { State::default() };
+    progress.line(format!("resuming {} after {} epochs", run.folder.display(), state.history.len()));
+    let outcome = Job { config, run, splits, device, progress }.go(base, state);
+    drop(lock);
+    outcome
+}
+
+struct Job<'a> {
+    config: Config,
+    run: Run,
+    splits: Splits,
+    device: device::Chosen,
+    progress: &'a Progress,
+}
+
+impl Job<'_> {
+    fn go(self, base: Checkpoint, state: State) -> Result<Outcome> {
+        let (config, run, splits, progress) = (&self.config, &self.run, &self.splits, self.progress);
+        progress.log_to(&run.log());
+        self.introduce(&base);
+        self.write_record(&base, None)?;
+        let method = method::find(&config.method)?;
+        let preprocessing = config.preprocessing(base.config.image_size);
+        let samples = batch::load(&splits.train, splits.dataset.form, &preprocessing)?;
+        let validation = Reference::read(&splits.validation, splits.dataset.form, &preprocessing)?;
+
+        let specs = base.config.specs();
+        let (parameters, encoder_parameters) = checkpoint::counts(&specs);
+        let about = select::about(&base);
+        let before = proof::fingerprints(&base.tensors);
+        let mut sam = base.into_sam(&self.device.device);
+        let selection = match method.needs_gradients() {
+            true => Some(self.selection(&sam, &about, &samples)?),
+            false => None,
+        };
+        let plan = method::plan(method, &specs, selection.as_ref().map(|s| &s.chosen), &config.settings());
+        let counts = method::counts(&specs, &plan);
+        self.say_counts(&counts, encoder_parameters, parameters);
+
+        let old = patch::capture(&sam.weights, &plan);
+        crate::tune::attach(&mut sam, &plan, &self.device.device);
+        let options = self.options(method);
+        let state = self.train(&mut sam, &samples, &validation, &preprocessing, &options, state)?;
+        let threshold = match config.threshold {
+            Some(threshold) => threshold,
+            None => self.choose_threshold(&sam, &validation, &preprocessing)?,
+        };
+
+        let proof = self.finish(&sam, &old, &plan, &before, &about, &preprocessing, threshold)?;
+        let report = self.test(&sam, &preprocessing, threshold)?;
+        let metrics = self.metrics(&report, &counts, &proof, &state, [parameters, encoder_parameters], threshold)?;
+        if !proof.moved.is_empty() {
+            return Err(Error::job(format!("weights moved that must not: {}", proof.moved.join(", ")))
+                .at(&run.folder)
+                .hint("this is a defect of segft: please report it with the run's log.txt"));
+        }
+        self.write_record_of_end(&about, &state)?;
+        let table = report.csv()?;
+        write_atomic(&run.per_case(), |to| to.write_all(table.as_bytes()))?;
+        let text = serde_json::to_string_pretty(&metrics).map_err(|e| Error::job(format!("metrics: {e}")))?;
+        write_atomic(&run.metrics(), |to| to.write_all(text.as_bytes()))?;
+        run.mark_latest()?;
+        Ok(Outcome { run: run.clone(), report, metrics })
+    }
+
+    fn introduce(&self, base: &Checkpoint) {
+        let (splits, progress) = (&self.splits, self.progress);
+        progress.line(format!("run folder   {}", self.run.folder.display()));
+        progress.line(format!("device       {}", self.device.name));
+        progress.line(format!(
+            "data         {}: {}; {} training, {} validation, {} test cases ({})",
+            splits.dataset.name,
+            splits.dataset.layout,
+            splits.train.len(),
+            splits.validation.len(),
+            splits.test.len(),
+            splits.rule
+        ));
+        progress.line(format!("base model   {} ({})", base.name, base.origin));
+        splits.warnings.iter().for_each(|w| progress.warn(w));
+        if let Some(warning) = base::warning(base) {
+            progress.warn(warning);
+        }
+    }
+
+    fn say_counts(&self, counts: &Counts, encoder: usize, all: usize) {
+        let percent = |part: usize, whole: usize| 100.0 * part as f64 / whole as f64;
+        let in_encoder = counts.selected_encoder_weights + counts.encoder_biases;
+        self.progress.line(format!(
+            "training     {} of {} weights ({:.2} %); {} selected in the encoder ({:.3} % of it), with {} biases {:.3} %",
+            counts.trained,
+            all,
+            percent(counts.trained, all),
+            counts.selected_encoder_weights,
+            percent(counts.selected_encoder_weights, encoder),
+            counts.encoder_biases,
+            percent(in_encoder, encoder)
+        ));
+    }
+
+    /// The selection of an earlier part of this run, a given one, or a new one.
+    fn selection(&self, sam: &Sam, about: &(String, String), samples: &[batch::Sample]) -> Result<Selection> {
+        let mine = self.run.selection();
+        if mine.is_file() {
+            return Selection::load(&mine);
+        }
+        let selection = match &self.config.selection {
+            Some(path) => {
+                let selection = Selection::load(path)?;
+                selection.check(&sam.config.specs(), &about.1).map_err(|e| e.at(path))?;
+                selection
+            }
+            None => {
+                select::select(sam, about, samples, &self.splits, &self.config, self.progress, &self.device.device)?
+            }
+        };
+        selection.save(&mine)?;
+        Ok(selection)
+    }
+
+    fn options(&self, method: &dyn method::Tuning) -> Options {
+        let config = &self.config;
+        Options {
+            // With a clock, epochs are only counted.
+            epochs: if config.minutes.is_some() { usize::MAX } else { config.epochs },
+            batch: config.batch,
+            lr: config.lr.unwrap_or_else(|| method.lr()),
+            adam_eps: config.adam_eps,
+            seed: config.seed,
+            augment: config.augment(),
+            patience: if config.minutes.is_some() { usize::MAX } else { config.patience },
+            minutes: config.minutes,
+            save_every: SAVE_EVERY,
+        }
+    }
+
+    fn train(
+        &self,
+        sam: &mut Sam,
+        samples: &[batch::Sample],
+        validation: &[Reference],
+        preprocessing: &Preprocessing,
+        options: &Options,
+        state: State,
+    ) -> Result<State> {
+        let device = &self.device.device;
+        let mut around = Around { job: self, validation, preprocessing, stop: stop_flag()?, best: state.best_mdice() };
+        around.stop.store(false, Ordering::SeqCst);
+        self.progress.start("training", samples.len().div_ceil(options.batch).saturating_mul(options.epochs));
+        let state = crate::train::run(sam, samples, options, state, &mut around, device);
+        self.progress.end();
+        let state = state.map_err(|e| match e.kind {
+            Kind::Interrupted => e.at(&self.run.folder),
+            _ => e,
+        })?;
+        if let Some(best) = state.best.as_ref().map(|(epoch, _)| *epoch) {
+            let mdice = state.best_mdice().unwrap_or(0.0);
+            self.progress.line(format!("best epoch   {best}, validation mDice {mdice:.4}"));
+        }
+        Ok(state)
+    }
+
+    /// The threshold with the best validation mDice; of equals, the one nearest to ½.
+    fn choose_threshold(&self, sam: &Sam, validation: &[Reference], preprocessing: &Preprocessing) -> Result<f32> {
+        let predictor = Predictor::new(sam, preprocessing, &self.device.device);
+        let candidates: Vec<f32> = (3..=17).map(|i| i as f32 * 0.05).collect();
+        let mut dice: Vec<Vec<f64>> = vec![Vec::new(); candidates.len()];
+        for case in validation {
+            let probabilities = case.input.probabilities(&predictor, prompt_free, |_, _| ())?;
+            for (candidate, dice) in candidates.iter().zip(&mut dice) {
+                let prediction = case.input.labels(&probabilities, *candidate);
+                let counts = score::counts::count(&case.reference, &prediction);
+                dice.extend(counts.get(&1).and_then(|c| c.dice()));
+            }
+        }
+        let mean = |v: &Vec<f64>| v.iter().sum::<f64>() / v.len().max(1) as f64;
+        let best = candidates.iter().zip(dice.iter().map(mean)).fold((0.5f32, f64::MIN), |best, (t, d)| {
+            let nearer = (t - 0.5).abs() < (best.0 - 0.5).abs();
+            if d > best.1 || (d == best.1 && nearer) { (*t, d) } else { best }
+        });
+        self.progress.line(format!("threshold    {:.2}, chosen on validation (mDice {:.4})", best.0, best.1.max(0.0)));
+        Ok(best.0)
+    }
+
+    /// Writes the patch and proves that nothing else moved.
+    #[expect(clippy::too_many_arguments, reason = "the end of the story needs all of its characters")]
+    fn finish(
+        &self,
+        sam: &Sam,
+        old: &std::collections::BTreeMap<String, Vec<f32>>,
+        plan: &Plan,
+        before: &proof::Fingerprints,
+        base: &(String, String),
+        preprocessing: &Preprocessing,
+        threshold: f32,
+    ) -> Result<Proof> {
+        let deltas = patch::changes(old, &sam.weights, plan);
+        let proof = proof::compare(before, &sam.weights, &deltas);
+        self.progress.line(format!(
+            "frozen       {} of {} weights, {}",
+            proof.frozen_values,
+            proof.frozen_values + proof.trained_values,
+            if proof.moved.is_empty() { "every byte as before" } else { "NOT ALL as before" }
+        ));
+        let about = About {
+            method: self.config.method.clone(),
+            base_name: base.0.clone(),
+            base_model: self.config.model.clone(),
+            base_sha256: base.1.clone(),
+            form: self.splits.dataset.form,
+            preprocessing: preprocessing.clone(),
+            threshold,
+            settings: self.config.settings(),
+        };
+        Patch { about, deltas }.save(&self.run.patch())?;
+        Ok(proof)
+    }
+
+    /// Predicts and scores the test cases: they are read here for the first time.
+    fn test(&self, sam: &Sam, preprocessing: &Preprocessing, threshold: f32) -> Result<Report> {
+        let form = self.splits.dataset.form;
+        let predictor = Predictor::new(sam, preprocessing, &self.device.device);
+        let folder = self.run.predictions();
+        std::fs::create_dir_all(&folder).map_err(|e| Error::writing(&folder, &e))?;
+        let options = score::Options { seed: self.config.seed, ..score::Options::default() };
+        let mut scores = Vec::new();
+        self.progress.start("testing", self.splits.test.len());
+        for (done, case) in self.splits.test.iter().enumerate() {
+            let case = Reference::of(case, form, preprocessing)?;
+            let probabilities = case.input.probabilities(&predictor, prompt_free, |_, _| ())?;
+            let labels = case.input.labels(&probabilities, threshold);
+            let path = result_path(&folder, &case.id, form);
+            case.input.write_labels(&path, &labels)?;
+            let mut score = score::evaluate_labels(&case.id, &case.reference, &labels, &options)?;
+            score.reference_file = Some(case.mask.clone());
+            score.prediction_file = Some(path.display().to_string());
+            scores.push(score);
+            self.progress.at(done + 1, "");
+        }
+        self.progress.end();
+        Report::from_cases(scores, &options)
+    }
+
+    fn metrics(
+        &self,
+        report: &Report,
+        counts: &Counts,
+        proof: &Proof,
+        state: &State,
+        [parameters, encoder_parameters]: [usize; 2],
+        threshold: f32,
+    ) -> Result<serde_json::Value> {
+        let mut metrics = report.json()?;
+        let steps = state.history.last().map(|row| row.step).unwrap_or(0);
+        let own = json!({
+            "method": self.config.method,
+            "model": self.config.model,
+            "dataset": self.splits.dataset.name,
+            "seed": self.config.seed,
+            "epochs": state.history.len(),
+            "best_epoch": state.best.as_ref().map(|(epoch, _)| epoch),
+            "validation_mDice": state.best_mdice(),
+            "threshold": threshold,
+            "steps": steps,
+            "trained_parameters": counts.trained,
+            "selected_encoder_weights": counts.selected_encoder_weights,
+            "trained_encoder_biases": counts.encoder_biases,
+            "encoder_parameters": encoder_parameters,
+            "parameters": parameters,
+            "seconds_per_step": if steps == 0 { None } else { Some(state.seconds / steps as f64) },
+            "seconds": state.seconds,
+            "peak_rss_mib": peak_rss_mib(),
+            "device": self.device.name,
+            "frozen_weights_unchanged": proof.moved.is_empty(),
+            "frozen_weights": proof.frozen_values,
+        });
+        if let (Some(all), Some(own)) = (metrics.as_object_mut(), own.as_object()) {
+            all.extend(own.clone());
+        }
+        Ok(metrics)
+    }
+
+    fn write_record(&self, base: &Checkpoint, state: Option<&State>) -> Result<()> {
+        self.record(&select::about(base), state)
+    }
+
+    fn write_record_of_end(&self, base: &(String, String), state: &State) -> Result<()> {
+        self.record(base, Some(state))
+    }
+
+    /// What a reader needs to know where the numbers come from. Case ids only: nothing of a patient's header.
+    fn record(&self, base: &(String, String), state: Option<&State>) -> Result<()> {
+        let ids = |cases: &[Case]| cases.iter().map(|c| c.id.clone()).collect::<Vec<_>>();
+        let splits = &self.splits;
+        let record = json!({
+            "segft": env!("CARGO_PKG_VERSION"),
+            "burn": "0.22.1",
+            "device": self.device.name,
+            "threads": rayon::current_num_threads(),
+            "base": {"name": base.0, "sha256": base.1},
+            "dataset": {"name": splits.dataset.name, "layout": splits.dataset.layout, "hash": data::data_hash(splits)?},
+            "split_rule": splits.rule,
+            "splits": {"train": ids(&splits.train), "validation": ids(&splits.validation), "test": ids(&splits.test)},
+            "selection_cases": ids(&splits.train),
+            "seconds": state.map(|s| s.seconds),
+        });
+        let text = serde_json::to_string_pretty(&record).map_err(|e| Error::job(format!("run record: {e}")))?;
+        write_atomic(&self.run.record(), |to| to.write_all(text.as_bytes()))
+    }
+}
+
+/// A resumed run must see the cases and the base it was started with.
+fn check_record(run: &Run, splits: &Splits, base: &Checkpoint) -> Result<()> {
+    let Ok(text) = std::fs::read_to_string(run.record()) else { return Ok(()) };
+    let record: serde_json::Value =
+        serde_json::from_str(&text).map_err(|e| Error::data(format!("run record: {e}")).at(run.record()))?;
+    let then = |pointer: &str| record.pointer(pointer).and_then(|v| v.as_str()).unwrap_or("").to_string();
+    if then("/dataset/hash") != data::data_hash(splits)? {
+        return Err(Error::data("the cases are not those the run was started with")
+            .at(&splits.dataset.root)
+            .hint("put the data back as it was, or start a new run"));
+    }
+    if then("/base/sha256") != base.sha256 {
+        return Err(Error::weights("the base model is not the one the run was started with").at(&run.folder));
+    }
+    Ok(())
+}
+
+/// A case with its reference, in memory.
+struct Reference {
+    id: String,
+    mask: String,
+    input: Input,
+    reference: Labels,
+}
+
+impl Reference {
+    fn read(cases: &[Case], form: Form, preprocessing: &Preprocessing) -> Result<Vec<Reference>> {
+        cases.iter().map(|case| Reference::of(case, form, preprocessing)).collect()
+    }
+
+    fn of(case: &Case, form: Form, preprocessing: &Preprocessing) -> Result<Reference> {
+        Ok(Reference {
+            id: case.id.clone(),
+            mask: case.mask.display().to_string(),
+            input: Input::read(&case.image, preprocessing.channel)?,
+            reference: batch::read_reference(case, form, preprocessing)?,
+        })
+    }
+}
+
+struct Around<'a> {
+    job: &'a Job<'a>,
+    validation: &'a [Reference],
+    preprocessing: &'a Preprocessing,
+    stop: Arc<AtomicBool>,
+    best: Option<f64>,
+}
+
+impl Surroundings for Around<'_> {
+    fn validate(&mut self, sam: &Sam) -> Result<Validation> {
+        let predictor = Predictor::new(sam, self.preprocessing, &self.job.device.device);
+        let options = score::Options { surfaces: Surfaces::Skipped, resamples: 1, ..score::Options::default() };
+        let one = |case: &Reference| -> Result<CaseScore> {
+            let probabilities = case.input.probabilities(&predictor, prompt_free, |_, _| ())?;
+            let labels = case.input.labels(&probabilities, self.job.config.threshold.unwrap_or(0.5));
+            score::evaluate_labels(&case.id, &case.reference, &labels, &options)
+        };
+        let report = Report::from_cases(self.validation.iter().map(one).collect::<Result<_>>()?, &options)?;
+        Ok(Validation { mdice: report.mdice.unwrap_or(0.0), miou: report.miou.unwrap_or(0.0) })
+    }
+
+    fn save(&mut self, state: &State) -> Result<()> {
+        let path = self.job.run.state();
+        let folder = path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(folder).map_err(|e| Error::writing(folder, &e))?;
+        state.save(&path)?;
+        write_history(&self.job.run, &state.history)
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    fn stepped(&mut self, step: usize, _: usize, loss: f64) {
+        let best = self.best.map(|b| format!(" mDice {b:.3}")).unwrap_or_default();
+        self.job.progress.at(step, format!("loss {loss:.3}{best}"));
+    }
+
+    fn epoch(&mut self, row: &Epoch, best: bool) {
+        if best {
+            self.best = Some(row.validation.mdice);
+        }
+        self.job.progress.line(format!(
+            "epoch {:3}    loss {:.4}  validation mDice {:.4}  mIoU {:.4}  {:.0} s{}",
+            row.epoch,
+            row.loss,
+            row.validation.mdice,
+            row.validation.miou,
+            row.seconds,
+            if best { "  best" } else { "" }
+        ));
+    }
+}
+
+fn write_history(run: &Run, history: &[Epoch]) -> Result<()> {
+    let mut text = String::from("epoch,step,lr,loss,val_mdice,val_miou,seconds\n");
+    for row in history {
+        let Epoch { epoch, step, lr, loss, validation, seconds } = row;
+        let Validation { mdice, miou } = validation;
+        text.push_str(&format!("{epoch},{step},{lr},{loss},{mdice},{miou},{seconds:.3}\n"));
+    }
+    write_atomic(&run.history(), |to| to.write_all(text.as_bytes()))
+}
+
+/// Set by the first SIGINT or SIGTERM; a second one ends the program at once.
+fn stop_flag() -> Result<Arc<AtomicBool>> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
+            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
+            .map_err(|e| Error::job(format!("cannot listen for signals: {e}")))?;
+    }
+    Ok(stop)
+}

@@ -1,0 +1,180 @@
+//! From a picture or volume to probabilities on its own grid: the one path that training's validation, the final test
+//! and `segft predict` all take.
+
+use crate::error::Result;
+use crate::image::{Axis, Fit, Labels, Picture, Resize, SliceFrame, Volume, Window, cut};
+use crate::model::Sam;
+use crate::model::resize::bilinear;
+use crate::model::sam::{Masks, PointLabel, Prompt, logits_fullsize};
+use crate::model::weights::to_vec;
+use burn::tensor::{Device, Tensor, TensorData, activation};
+use serde::{Deserialize, Serialize};
+
+/// How cases are brought into the network: fixed when training starts and stored with every fine-tune.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preprocessing {
+    /// Side of the network's square, in pixels.
+    pub image_size: usize,
+    /// How a picture fills the square.
+    pub resize: Resize,
+    /// Subtracted from each channel, in 0..255.
+    pub mean: [f32; 3],
+    /// Each channel is divided by it.
+    pub std: [f32; 3],
+    /// The plane in which volumes are cut.
+    pub axis: Axis,
+    /// Grey levels of volumes.
+    pub window: Window,
+    /// Channel of volumes with several.
+    pub channel: usize,
+    /// Slices below and above, as red and blue.
+    pub context: usize,
+    /// Labels that are foreground, merged; every label but 0 when empty.
+    pub labels: Vec<u16>,
+}
+
+impl Preprocessing {
+    /// SAM's own preprocessing at a size.
+    pub fn new(image_size: usize) -> Preprocessing {
+        Preprocessing {
+            image_size,
+            resize: Resize::default(),
+            mean: crate::image::fit::MEAN,
+            std: crate::image::fit::STD,
+            axis: Axis::Auto,
+            window: Window::Auto,
+            channel: 0,
+            context: 0,
+            labels: Vec::new(),
+        }
+    }
+
+    /// The reference as it is trained and scored: 1 where foreground, else 0.
+    pub fn foreground(&self, mut labels: Labels) -> Labels {
+        for value in &mut labels.voxels {
+            *value = u16::from(*value != 0 && (self.labels.is_empty() || self.labels.contains(value)));
+        }
+        labels
+    }
+
+    /// Where a picture of this size lies in the square.
+    pub fn fit(&self, width: usize, height: usize) -> Fit {
+        Fit::new(width, height, self.image_size, self.resize)
+    }
+}
+
+/// Prompts in pixels of the original picture.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Prompts {
+    /// (x, y, inside or outside).
+    pub points: Vec<(f32, f32, PointLabel)>,
+    /// Corners x0, y0, x1, y1.
+    pub bounds: Option<[f32; 4]>,
+}
+
+impl Prompts {
+    /// Whether nothing is pointed at.
+    pub fn is_empty(&self) -> bool {
+        self.points.is_empty() && self.bounds.is_none()
+    }
+
+    fn fitted(&self, fit: &Fit) -> Prompt {
+        let point = |x: f32, y: f32| fit.point(x, y);
+        let bounds = self.bounds.map(|[x0, y0, x1, y1]| {
+            let ((x0, y0), (x1, y1)) = (point(x0, y0), point(x1, y1));
+            [x0, y0, x1, y1]
+        });
+        let points = self.points.iter().map(|(x, y, label)| {
+            let (x, y) = point(*x, *y);
+            (x, y, *label)
+        });
+        Prompt { points: points.collect(), bounds }
+    }
+}
+
+/// A network that is ready to predict.
+#[derive(Debug, Clone)]
+pub struct Predictor {
+    sam: Sam,
+    preprocessing: Preprocessing,
+    device: Device,
+}
+
+impl Predictor {
+    /// Takes the network as it is now, as a constant.
+    pub fn new(sam: &Sam, preprocessing: &Preprocessing, device: &Device) -> Predictor {
+        Predictor { sam: sam.frozen(), preprocessing: preprocessing.clone(), device: device.clone() }
+    }
+
+    /// How cases are brought into the network.
+    pub fn preprocessing(&self) -> &Preprocessing {
+        &self.preprocessing
+    }
+
+    /// Probability of foreground for every pixel, row by row at the picture's own size.
+    ///
+    /// A single point is ambiguous: of the three masks for it, the one with the best predicted IoU is taken.
+    ///
+    /// # Errors
+    /// A data error for a picture without pixels.
+    pub fn picture(&self, picture: &Picture, prompts: &Prompts) -> Result<Vec<f32>> {
+        let fit = self.preprocessing.fit(picture.width, picture.height);
+        let size = fit.size;
+        let pixels = TensorData::new(fit.pixels(picture)?, [1, 3, size, size]);
+        let embedding = self.sam.embed(Tensor::from_data(pixels, &self.device));
+        let ambiguous = prompts.points.len() == 1 && prompts.bounds.is_none();
+        let masks = if ambiguous { Masks::Multi } else { Masks::Single };
+        let decoded = self.sam.decode(embedding, &[prompts.fitted(&fit)], None, masks);
+        let best = to_vec(decoded.iou)
+            .iter()
+            .enumerate()
+            .fold((0, f32::MIN), |best, (i, v)| if *v > best.1 { (i, *v) } else { best });
+        let [b, _, h, w] = decoded.low_res.dims();
+        let chosen = decoded.low_res.slice([0..b, best.0..best.0 + 1, 0..h, 0..w]);
+        Ok(to_vec(activation::sigmoid(logits_fullsize(chosen, &fit))))
+    }
+
+    /// Probability of foreground for every voxel, in the volume's own order. `slice_done` is called after each slice;
+    /// `prompts` gives what is pointed at in a slice.
+    ///
+    /// # Errors
+    /// A data error for a volume without voxels.
+    pub fn volume(
+        &self,
+        volume: &Volume,
+        prompts: impl Fn(usize) -> Option<Prompts>,
+        mut slice_done: impl FnMut(usize, usize),
+    ) -> Result<Vec<f32>> {
+        let frame = SliceFrame::new(&volume.grid, self.preprocessing.axis);
+        let levels = self.preprocessing.window.resolve(volume);
+        let mut probabilities = vec![0f32; volume.grid.len()];
+        for slice in 0..frame.count() {
+            // A slice without prompts stays background when others have some.
+            if let Some(prompts) = prompts(slice) {
+                let picture = cut(volume, &frame, slice, &levels, self.preprocessing.context);
+                let plane = self.picture(&picture, &prompts)?;
+                for (pixel, p) in plane.into_iter().enumerate() {
+                    let (x, y) = (pixel % frame.width(), pixel / frame.width());
+                    probabilities[frame.index(slice, x, y)] = p;
+                }
+            }
+            slice_done(slice + 1, frame.count());
+        }
+        Ok(probabilities)
+    }
+}
+
+/// Foreground where the probability reaches the threshold.
+pub fn threshold(probabilities: &[f32], threshold: f32) -> Vec<u16> {
+    probabilities.iter().map(|p| u16::from(*p >= threshold)).collect()
+}
+
+/// Logits of the prompt-free single mask at the network's size, for training: `[batch, 3, size, size]` →
+/// `[batch, 1, size, size]`.
+pub fn prompt_free_logits(sam: &Sam, pixels: Tensor<4>) -> Tensor<4> {
+    let [batch, _, height, width] = pixels.dims();
+    let prompts = vec![Prompt::default(); batch];
+    let decoded = sam.decode(sam.embed(pixels), &prompts, None, Masks::Single);
+    bilinear(decoded.low_res, height, width)
+}

@@ -1,0 +1,98 @@
+//! What the user sees while a job runs: bars on a terminal, plain lines elsewhere, and the same lines in the run's log.
+//!
+//! Everything goes to stderr; stdout carries results only.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::sync::Mutex;
+
+/// How much is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Voice {
+    /// Warnings only.
+    Quiet,
+    /// Lines, and bars on a terminal.
+    Normal,
+}
+
+/// The way to the user.
+#[derive(Debug)]
+pub struct Progress {
+    voice: Voice,
+    log: Mutex<Option<File>>,
+    bar: Mutex<Option<ProgressBar>>,
+}
+
+impl Progress {
+    /// Speaks in this voice.
+    pub fn new(voice: Voice) -> Progress {
+        Progress { voice, log: Mutex::new(None), bar: Mutex::new(None) }
+    }
+
+    /// Also writes lines to a file from now on. A log that cannot be opened is left out: it is not the job.
+    pub fn log_to(&self, path: &Path) {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path).ok();
+        if let Ok(mut log) = self.log.lock() {
+            *log = file;
+        }
+    }
+
+    /// Says a line.
+    pub fn line(&self, text: impl AsRef<str>) {
+        self.write(text.as_ref(), self.voice == Voice::Normal);
+    }
+
+    /// Says a warning, also when quiet.
+    pub fn warn(&self, text: impl AsRef<str>) {
+        self.write(&format!("warning: {}", text.as_ref()), true);
+    }
+
+    /// Starts a bar of `total` steps; nothing is drawn when quiet or not on a terminal.
+    pub fn start(&self, label: &str, total: usize) {
+        if self.voice == Voice::Normal && std::io::stderr().is_terminal() {
+            let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
+            let style = ProgressStyle::with_template("{prefix:10} {wide_bar:.cyan} {pos}/{len} {msg} {eta}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_prefix(label.to_string());
+            if let Ok(mut slot) = self.bar.lock() {
+                *slot = Some(bar);
+            }
+        }
+    }
+
+    /// Moves the bar.
+    pub fn at(&self, position: usize, message: impl AsRef<str>) {
+        if let Ok(slot) = self.bar.lock()
+            && let Some(bar) = slot.as_ref()
+        {
+            bar.set_message(message.as_ref().to_string());
+            bar.set_position(position as u64);
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn end(&self) {
+        if let Ok(mut slot) = self.bar.lock()
+            && let Some(bar) = slot.take()
+        {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn write(&self, text: &str, shown: bool) {
+        if shown {
+            let bar = self.bar.lock().ok();
+            match bar.as_ref().and_then(|b| b.as_ref()) {
+                Some(bar) => bar.suspend(|| eprintln!("{text}")),
+                None => eprintln!("{text}"),
+            }
+        }
+        if let Ok(mut log) = self.log.lock()
+            && let Some(file) = log.as_mut()
+        {
+            let _ = writeln!(file, "{text}");
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Run folders: where a training writes, which run is the newest, and that only one process writes at a time.
+
+use crate::error::{Error, Result, nearest};
+use crate::io::write_atomic;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// The folder that holds runs, below the current one.
+pub const RUNS: &str = "runs";
+
+/// A run folder and the names of the files in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// The folder.
+    pub folder: PathBuf,
+}
+
+impl Run {
+    /// A new folder: the given one, or the next free `runs/<dataset>-<method>-<n>`.
+    ///
+    /// # Errors
+    /// A usage error when the given folder exists and holds something; a job error when it cannot be made.
+    pub fn create(given: Option<&Path>, dataset: &str, method: &str, force: crate::io::Replace) -> Result<Run> {
+        let folder = match given {
+            Some(folder) => {
+                let taken = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
+                if taken && force == crate::io::Replace::Never {
+                    return Err(Error::usage("the run folder exists already")
+                        .at(folder)
+                        .hint("choose another --out, go on with --resume, or replace it with --force"));
+                }
+                if taken {
+                    std::fs::remove_dir_all(folder).map_err(|e| Error::writing(folder, &e))?;
+                }
+                std::fs::create_dir_all(folder).map_err(|e| Error::writing(folder, &e))?;
+                folder.to_path_buf()
+            }
+            None => {
+                std::fs::create_dir_all(RUNS).map_err(|e| Error::writing(RUNS, &e))?;
+                let mut n = 1;
+                loop {
+                    let folder = Path::new(RUNS).join(format!("{dataset}-{method}-{n}"));
+                    // Made, not asked for: two trainings started at once get two folders.
+                    match std::fs::create_dir(&folder) {
+                        Ok(()) => break folder,
+                        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => n += 1,
+                        Err(e) => return Err(Error::writing(&folder, &e)),
+                    }
+                }
+            }
+        };
+        Ok(Run { folder })
+    }
+
+    /// An existing run.
+    ///
+    /// # Errors
+    /// A usage error when the folder is missing or is no run, offering the nearest name.
+    pub fn open(folder: &Path) -> Result<Run> {
+        let run = Run { folder: folder.to_path_buf() };
+        if !folder.is_dir() {
+            let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let names: Vec<String> = std::fs::read_dir(parent)
+                .map(|d| d.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
+                .unwrap_or_default();
+            let name = folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            let near = nearest(&name, names.iter().map(String::as_str));
+            let error = Error::usage("no such run folder").at(folder);
+            return Err(match near {
+                Some(near) => error.hint(format!("did you mean `{}`?", parent.join(near).display())),
+                None => error.hint("runs are made by `segft train`"),
+            });
+        }
+        if !run.config().is_file() {
+            return Err(Error::usage("not a run folder: it has no config.toml").at(folder));
+        }
+        Ok(run)
+    }
+
+    /// The newest completed run.
+    ///
+    /// # Errors
+    /// A usage error when there is none yet.
+    pub fn newest() -> Result<Run> {
+        let latest = Path::new(RUNS).join("latest");
+        let name = std::fs::read_to_string(&latest).map_err(|_| {
+            Error::usage("no completed run yet")
+                .at(RUNS)
+                .hint("train one with `segft train`, or name a run with --run DIR")
+        })?;
+        let run = Run::open(Path::new(name.trim()))?;
+        if !run.is_completed() {
+            return Err(Error::usage("runs/latest names a run that is not complete").at(run.folder));
+        }
+        Ok(run)
+    }
+
+    /// The newest run that was started and not completed.
+    ///
+    /// # Errors
+    /// A usage error when there is none.
+    pub fn unfinished() -> Result<Run> {
+        let mut runs: Vec<(std::time::SystemTime, PathBuf)> = std::fs::read_dir(RUNS)
+            .map(|d| d.flatten().map(|e| e.path()).collect::<Vec<_>>())
+            .unwrap_or_default()
+            .into_iter()
+            .map(|folder| Run { folder })
+            .filter(|run| run.config().is_file() && !run.is_completed())
+            .filter_map(|run| Some((run.config().metadata().ok()?.modified().ok()?, run.folder)))
+            .collect();
+        runs.sort();
+        let (_, folder) = runs
+            .pop()
+            .ok_or_else(|| Error::usage("no unfinished run to resume").at(RUNS).hint("name one with --resume RUN"))?;
+        Ok(Run { folder })
+    }
+
+    /// Marks this run as the newest completed one.
+    ///
+    /// # Errors
+    /// A job error when `runs/latest` cannot be written.
+    pub fn mark_latest(&self) -> Result<()> {
+        std::fs::create_dir_all(RUNS).map_err(|e| Error::writing(RUNS, &e))?;
+        let text = format!("{}\n", self.folder.display());
+        write_atomic(&Path::new(RUNS).join("latest"), |to| to.write_all(text.as_bytes()))
+    }
+
+    /// Keeps other processes from writing here while the answer lives.
+    ///
+    /// # Errors
+    /// A job error when another process holds the run.
+    pub fn lock(&self) -> Result<File> {
+        let path = self.folder.join(".lock");
+        let file = File::create(&path).map_err(|e| Error::writing(&path, &e))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) => {
+                Err(Error::job("another segft is writing to this run").at(&self.folder).hint("wait for it, or stop it"))
+            }
+            Err(std::fs::TryLockError::Error(e)) => Err(Error::writing(&path, &e)),
+        }
+    }
+
+    /// Whether the run came to its end.
+    pub fn is_completed(&self) -> bool {
+        self.metrics().is_file()
+    }
+
+    /// The resolved configuration.
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("config.toml")
+    }
+    /// Which entries train.
+    pub fn selection(&self) -> PathBuf {
+        self.folder.join("selection.safetensors")
+    }
+    /// The fine-tune.
+    pub fn patch(&self) -> PathBuf {
+        self.folder.join("patch.safetensors")
+    }
+    /// One line an epoch.
+    pub fn history(&self) -> PathBuf {
+        self.folder.join("history.csv")
+    }
+    /// Scores of the test split. Written last: a run that has it is complete.
+    pub fn metrics(&self) -> PathBuf {
+        self.folder.join("metrics.json")
+    }
+    /// Scores of each test case.
+    pub fn per_case(&self) -> PathBuf {
+        self.folder.join("per_case.csv")
+    }
+    /// Predicted masks of the test cases.
+    pub fn predictions(&self) -> PathBuf {
+        self.folder.join("predictions")
+    }
+    /// What was said while training.
+    pub fn log(&self) -> PathBuf {
+        self.folder.join("log.txt")
+    }
+    /// Versions, device, data hash, splits.
+    pub fn record(&self) -> PathBuf {
+        self.folder.join("run.json")
+    }
+    /// The state to resume from.
+    pub fn state(&self) -> PathBuf {
+        self.folder.join("checkpoint").join("state.safetensors")
+    }
+}

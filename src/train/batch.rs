@@ -1,0 +1,239 @@
+//! Samples in memory: pictures and slices decoded and resized once, augmented from a seeded generator.
+
+use crate::data::{Case, Form};
+use crate::error::{Error, Result};
+use crate::image::{Fit, Labels, Picture, SliceFrame, cut, cut_labels};
+use crate::io::{nifti, picture as pictures};
+use crate::predict::Preprocessing;
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+/// One picture or slice at the network's size, with its mask.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    /// Where it lies in the square.
+    pub fit: Fit,
+    /// RGB bytes of `fit.inner`.
+    rgb: Vec<u8>,
+    /// 0 or 1, `size × size`.
+    mask: Vec<u8>,
+}
+
+/// A batch on the device: pixels `[n, 3, size, size]`, target and valid `[n, 1, size, size]`.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// Normalised, padded pictures.
+    pub pixels: Tensor<4>,
+    /// 1 where foreground.
+    pub target: Tensor<4>,
+    /// 1 where the picture is, 0 in the padding.
+    pub valid: Tensor<4>,
+}
+
+/// Whether training pictures are varied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Augment {
+    /// As they are.
+    Off,
+    /// Flips, small turns, scales and shifts, brightness and contrast.
+    Mild,
+}
+
+/// Reads cases into samples, in the order of the cases (and slices).
+///
+/// Of a volume, every slice with foreground is taken and, evenly spaced, at most half as many without (at least one):
+/// the network must see empty slices, but not mostly.
+///
+/// # Errors
+/// The first unreadable or mismatched case, by name.
+pub fn load(cases: &[Case], form: Form, preprocessing: &Preprocessing) -> Result<Vec<Sample>> {
+    let per_case: Vec<Vec<Sample>> = cases
+        .par_iter()
+        .map(|case| match form {
+            Form::Pictures => {
+                let picture = pictures::read_picture(&case.image)?;
+                let mask = read_reference(case, form, preprocessing)?;
+                Ok(vec![sample(&picture, &mask, preprocessing).map_err(|e| e.at(&case.image))?])
+            }
+            Form::Volumes => slices(case, preprocessing),
+        })
+        .collect::<Result<_>>()?;
+    Ok(per_case.into_iter().flatten().collect())
+}
+
+/// Reads a case's reference, foreground merged into 1.
+///
+/// # Errors
+/// A data error naming the file.
+pub fn read_reference(case: &Case, form: Form, preprocessing: &Preprocessing) -> Result<Labels> {
+    let labels = match form {
+        Form::Pictures => pictures::read_mask(&case.mask)?,
+        Form::Volumes => nifti::read_labels(&case.mask)?,
+    };
+    Ok(preprocessing.foreground(labels))
+}
+
+fn slices(case: &Case, preprocessing: &Preprocessing) -> Result<Vec<Sample>> {
+    let (volume, _) = nifti::read_volume(&case.image, preprocessing.channel)?;
+    let labels = read_reference(case, Form::Volumes, preprocessing)?;
+    if let Some(difference) = volume.grid.difference(&labels.grid) {
+        return Err(Error::data(format!("case `{}`: image and labels lie on different grids: {difference}", case.id))
+            .at(&case.mask)
+            .hint("resample the labels onto the image's grid"));
+    }
+    let frame = SliceFrame::new(&volume.grid, preprocessing.axis);
+    let levels = preprocessing.window.resolve(&volume);
+    let masks: Vec<Labels> = (0..frame.count()).map(|slice| cut_labels(&labels, &frame, slice)).collect();
+    let (full, empty): (Vec<usize>, Vec<usize>) =
+        (0..masks.len()).partition(|slice| masks[*slice].voxels.iter().any(|v| *v != 0));
+    let wanted = (full.len() / 2).clamp(1, empty.len().max(1)).min(empty.len());
+    let spaced = (0..wanted).map(|i| empty[(2 * i + 1) * empty.len() / (2 * wanted)]);
+    let mut chosen: Vec<usize> = full.iter().copied().chain(spaced).collect();
+    chosen.sort_unstable();
+    let one = |slice: usize| {
+        let picture = cut(&volume, &frame, slice, &levels, preprocessing.context);
+        sample(&picture, &masks[slice], preprocessing)
+    };
+    chosen.into_iter().map(one).collect::<Result<_>>().map_err(|e| e.at(&case.image))
+}
+
+fn sample(picture: &Picture, mask: &Labels, preprocessing: &Preprocessing) -> Result<Sample> {
+    if mask.grid.shape[..2] != [picture.width, picture.height] {
+        let [w, h, _] = mask.grid.shape;
+        return Err(Error::data(format!(
+            "the picture has {} × {} pixels, its mask {w} × {h}",
+            picture.width, picture.height
+        )));
+    }
+    let fit = preprocessing.fit(picture.width, picture.height);
+    Ok(Sample { fit, rgb: fit.resized(picture)?, mask: fit.mask(mask) })
+}
+
+/// Puts samples together. Each is varied by its own generator, drawn from the seed, the epoch and the sample's number,
+/// so a batch does not depend on what was drawn before it: resuming in the middle of an epoch needs no saved state.
+pub fn batch(samples: &[Sample], chosen: &[usize], augment: Augment, seed: u64, epoch: u64, device: &Device) -> Batch {
+    let size = chosen.first().map(|i| samples[*i].fit.size).unwrap_or(1);
+    let (n, area) = (chosen.len(), size * size);
+    let parts: Vec<(Vec<f32>, Vec<u8>)> = chosen
+        .par_iter()
+        .map(|i| {
+            let sample = &samples[*i];
+            let (rgb, mask) = match augment {
+                Augment::Off => (sample.rgb.clone(), sample.mask.clone()),
+                Augment::Mild => Change::draw(seed, epoch, *i as u64).apply(sample),
+            };
+            (sample.fit.normalised(&rgb), mask)
+        })
+        .collect();
+    let tensor = |data: Vec<f32>, channels: usize| {
+        Tensor::<4>::from_data(TensorData::new(data, [n, channels, size, size]), device)
+    };
+    let inside =
+        |sample: &Sample, pixel: usize| pixel % size < sample.fit.inner[0] && pixel / size < sample.fit.inner[1];
+    let valid = chosen.iter().flat_map(|i| (0..area).map(|p| f32::from(u8::from(inside(&samples[*i], p)))));
+    Batch {
+        valid: tensor(valid.collect(), 1),
+        target: tensor(parts.iter().flat_map(|p| p.1.iter().copied().map(f32::from)).collect(), 1),
+        pixels: tensor(parts.into_iter().flat_map(|p| p.0).collect(), 3),
+    }
+}
+
+/// A generator for one purpose within a run: streams of different purposes never overlap.
+pub fn generator(seed: u64, stream: u64) -> ChaCha8Rng {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(stream);
+    rng
+}
+
+/// One random variation of a picture.
+#[derive(Debug)]
+struct Change {
+    /// Output offsets from the centre → source offsets, row-major 2 × 2.
+    turn: [f32; 4],
+    /// Shift of the source, as parts of width and height.
+    shift: [f32; 2],
+    /// Factor and offset of each channel, in 0..255.
+    gain: [f32; 3],
+    offset: f32,
+}
+
+impl Change {
+    fn draw(seed: u64, epoch: u64, sample: u64) -> Change {
+        let mut rng = generator(seed, 1 + (epoch << 32) + sample);
+        let mut between = |lo: f32, hi: f32| lo + (hi - lo) * rng.random::<f32>();
+        let (flip_x, flip_y) = (between(-1.0, 1.0) < 0.0, between(-1.0, 1.0) < 0.0);
+        let (angle, zoom) = (between(-0.26, 0.26), between(0.85, 1.15));
+        let (x, y) = (if flip_x { -zoom } else { zoom }, if flip_y { -zoom } else { zoom });
+        let (sin, cos) = angle.sin_cos();
+        let shift = [between(-0.06, 0.06), between(-0.06, 0.06)];
+        let contrast = between(0.8, 1.2);
+        let gain = [0; 3].map(|_| contrast * between(0.95, 1.05));
+        Change { turn: [cos * x, -sin * y, sin * x, cos * y], shift, gain, offset: between(-20.0, 20.0) }
+    }
+
+    /// The varied picture (bilinear) and mask (nearest); outside of the source is black and background.
+    fn apply(&self, sample: &Sample) -> (Vec<u8>, Vec<u8>) {
+        let ([w, h], size) = (sample.fit.inner, sample.fit.size);
+        let (cx, cy) = ((w as f32 - 1.0) / 2.0, (h as f32 - 1.0) / 2.0);
+        let mut rgb = vec![0u8; 3 * w * h];
+        let mut mask = vec![0u8; size * size];
+        for y in 0..h {
+            for x in 0..w {
+                let (dx, dy) = (x as f32 - cx, y as f32 - cy);
+                let sx = self.turn[0] * dx + self.turn[1] * dy + cx + self.shift[0] * w as f32;
+                let sy = self.turn[2] * dx + self.turn[3] * dy + cy + self.shift[1] * h as f32;
+                if sx < 0.0 || sy < 0.0 || sx > (w - 1) as f32 || sy > (h - 1) as f32 {
+                    continue;
+                }
+                mask[y * size + x] = sample.mask[(sy + 0.5) as usize * size + (sx + 0.5) as usize];
+                let (x0, y0) = (sx as usize, sy as usize);
+                let (x1, y1) = ((x0 + 1).min(w - 1), (y0 + 1).min(h - 1));
+                let (fx, fy) = (sx - x0 as f32, sy - y0 as f32);
+                for c in 0..3 {
+                    let at = |x: usize, y: usize| f32::from(sample.rgb[3 * (y * w + x) + c]);
+                    let top = at(x0, y0) * (1.0 - fx) + at(x1, y0) * fx;
+                    let low = at(x0, y1) * (1.0 - fx) + at(x1, y1) * fx;
+                    let value = (top * (1.0 - fy) + low * fy) * self.gain[c] + self.offset;
+                    rgb[3 * (y * w + x) + c] = (value + 0.5).clamp(0.0, 255.0) as u8;
+                }
+            }
+        }
+        (rgb, mask)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::Grid;
+
+    fn square() -> Sample {
+        let picture = Picture { width: 8, height: 8, rgb: (0..192).map(|v| v as u8).collect() };
+        let mut mask = Labels { grid: Grid::picture(8, 8), voxels: vec![0; 64] };
+        mask.voxels[3 * 8 + 2] = 1;
+        sample(&picture, &mask, &Preprocessing::new(8)).unwrap()
+    }
+
+    #[test]
+    fn a_flip_moves_picture_and_mask_alike() {
+        let change = Change { turn: [-1.0, 0.0, 0.0, 1.0], shift: [0.0; 2], gain: [1.0; 3], offset: 0.0 };
+        let (rgb, mask) = change.apply(&square());
+        assert_eq!(mask.iter().position(|m| *m == 1), Some(3 * 8 + 5), "x = 2 becomes 7 - 2 = 5");
+        assert_eq!(rgb[..3], square().rgb[21..24]);
+    }
+
+    #[test]
+    fn a_batch_depends_on_seed_epoch_and_sample_only() {
+        let samples = vec![square(), square(), square()];
+        let device = Device::flex();
+        let pixels = |chosen: &[usize], seed, epoch| {
+            crate::model::weights::to_vec(batch(&samples, chosen, Augment::Mild, seed, epoch, &device).pixels)
+        };
+        let both = pixels(&[1, 2], 5, 3);
+        assert_eq!(both[192..], pixels(&[2], 5, 3)[..]);
+        assert_ne!(both[192..], pixels(&[2], 5, 4)[..]);
+        assert_ne!(both[192..], both[..192]);
+    }
+}

@@ -1,0 +1,191 @@
+//! The training loop, and the state that makes a stopped run end in the same bytes as one never stopped.
+
+pub mod batch;
+pub mod loss;
+pub mod schedule;
+pub mod state;
+
+use crate::error::{Error, Result};
+use crate::model::Sam;
+use crate::model::weights::to_vec;
+use crate::predict::prompt_free_logits;
+use crate::tune::adam::Adam;
+use batch::{Augment, Sample, generator};
+use burn::tensor::Device;
+use rand::seq::SliceRandom;
+use serde::{Deserialize, Serialize};
+pub use state::State;
+use std::time::Instant;
+
+/// How to train.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// Passes over the samples, at most.
+    pub epochs: usize,
+    /// Samples a step.
+    pub batch: usize,
+    /// Highest learning rate.
+    pub lr: f64,
+    /// Adam's epsilon.
+    pub adam_eps: f64,
+    /// Seed of order and augmentation.
+    pub seed: u64,
+    /// Whether pictures are varied.
+    pub augment: Augment,
+    /// Epochs without a better validation mDice after which training stops.
+    pub patience: usize,
+    /// Trains for this time instead: the schedule follows the clock, and the last epoch may be cut short.
+    pub minutes: Option<f64>,
+    /// Steps between two saved states within an epoch.
+    pub save_every: usize,
+}
+
+/// What validation found after an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Validation {
+    /// Mean Dice over cases; 0 where undefined in every case.
+    pub mdice: f64,
+    /// Mean IoU over cases.
+    pub miou: f64,
+}
+
+/// One line of history.csv.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Epoch {
+    /// Counted from 1.
+    pub epoch: usize,
+    /// Steps taken since the start.
+    pub step: usize,
+    /// Learning rate of the last step.
+    pub lr: f64,
+    /// Mean loss of the epoch's steps.
+    pub loss: f64,
+    /// Validation.
+    pub validation: Validation,
+    /// Seconds since the start, stops not counted.
+    pub seconds: f64,
+}
+
+/// What the loop asks of its surroundings.
+pub trait Surroundings {
+    /// Scores the validation cases with the network as it is.
+    ///
+    /// # Errors
+    /// An unreadable case.
+    fn validate(&mut self, sam: &Sam) -> Result<Validation>;
+
+    /// Saves the state, atomically.
+    ///
+    /// # Errors
+    /// A job error when it cannot be written.
+    fn save(&mut self, state: &State) -> Result<()>;
+
+    /// Whether the user asked to stop.
+    fn stopped(&self) -> bool;
+
+    /// A step was taken: (steps, of, mean loss of the epoch so far).
+    fn stepped(&mut self, step: usize, total: usize, loss: f64);
+
+    /// An epoch is over; `best` says whether it is the best so far.
+    fn epoch(&mut self, row: &Epoch, best: bool);
+}
+
+/// Trains what is attached, from `state` on, and leaves the best validated values in the network.
+///
+/// # Errors
+/// A job error when the loss is not a number; [`crate::error::Kind::Interrupted`] after the state was saved when the
+/// user asked to stop; what the surroundings answer.
+pub fn run(
+    sam: &mut Sam,
+    samples: &[Sample],
+    options: &Options,
+    mut state: State,
+    around: &mut dyn Surroundings,
+    device: &Device,
+) -> Result<State> {
+    let per_epoch = samples.len().div_ceil(options.batch);
+    let total = per_epoch * options.epochs;
+    let start = Instant::now();
+    let before = state.seconds;
+    let mut adam = Adam::new(options.adam_eps);
+    state.attach(sam, &mut adam, device);
+
+    while state.history.len() < options.epochs && !state.finished(options) {
+        let epoch = state.history.len();
+        let order = order(samples.len(), options.seed, epoch);
+        let mut lr = 0.0;
+        for (at, chosen) in order.chunks(options.batch).enumerate().skip(state.step_in_epoch) {
+            let step = epoch * per_epoch + at;
+            let done = match options.minutes {
+                Some(minutes) => state.seconds / (60.0 * minutes),
+                None => step as f64 / total as f64,
+            };
+            lr = schedule::learning_rate(options.lr, done);
+            let batch = batch::batch(samples, chosen, options.augment, options.seed, epoch as u64, device);
+            let logits = prompt_free_logits(sam, batch.pixels);
+            let loss = loss::loss(logits, batch.target, batch.valid).total();
+            let value = f64::from(to_vec(loss.clone())[0]);
+            if !value.is_finite() {
+                return Err(Error::job(format!("the loss is {value} at step {} of epoch {}", at + 1, epoch + 1))
+                    .hint("lower --lr, or look for broken pictures with `segft data check`"));
+            }
+            let mut gradients = loss.backward();
+            adam.step(&mut sam.weights, &mut gradients, lr);
+            state.loss_sum += value;
+            state.step_in_epoch = at + 1;
+            state.seconds = before + start.elapsed().as_secs_f64();
+            around.stepped(step + 1, total, state.loss_sum / (at + 1) as f64);
+            let stop = around.stopped();
+            if stop || (at + 1) % options.save_every == 0 {
+                state.detach(sam, &adam);
+                around.save(&state)?;
+            }
+            if stop {
+                return Err(Error::new(crate::error::Kind::Interrupted, "stopped, the state is saved")
+                    .hint("go on with `segft train --resume`"));
+            }
+            if options.minutes.is_some_and(|m| state.seconds >= 60.0 * m) {
+                break;
+            }
+        }
+        let validation = around.validate(sam)?;
+        state.seconds = before + start.elapsed().as_secs_f64();
+        let loss = state.loss_sum / state.step_in_epoch.max(1) as f64;
+        let row = Epoch {
+            epoch: epoch + 1,
+            step: epoch * per_epoch + state.step_in_epoch,
+            lr,
+            loss,
+            validation,
+            seconds: state.seconds,
+        };
+        state.detach(sam, &adam);
+        let best = state.end_epoch(row.clone());
+        around.epoch(&row, best);
+        around.save(&state)?;
+    }
+    state.put_best(sam, device);
+    Ok(state)
+}
+
+/// The order of an epoch's samples: drawn from the seed and the epoch alone.
+fn order(samples: usize, seed: u64, epoch: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..samples).collect();
+    order.shuffle(&mut generator(seed, (1 << 63) + epoch as u64));
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sample_once_an_epoch_in_a_new_order() {
+        let (first, second) = (order(50, 1, 0), order(50, 1, 1));
+        assert_ne!(first, second);
+        assert_eq!(first, order(50, 1, 0));
+        let mut sorted = first;
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..50).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,174 @@
+//! What a run needs to go on: trained values, moments, the best values so far, and where it stands.
+
+use super::{Epoch, Options};
+use crate::error::{Error, Result};
+use crate::io::safetensors::{Reader, Values, write};
+use crate::model::Sam;
+use crate::model::weights::to_vec;
+use crate::tune::adam::Adam;
+use burn::tensor::{Device, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Trained values by official name: those chosen, or all of a weight trained as a whole.
+pub type Trained = BTreeMap<String, Vec<f32>>;
+
+/// The state of a run between two steps.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct State {
+    /// Steps taken in the current epoch.
+    pub step_in_epoch: usize,
+    /// Sum of the losses of the current epoch.
+    pub loss_sum: f64,
+    /// Finished epochs.
+    pub history: Vec<Epoch>,
+    /// Seconds of work so far.
+    pub seconds: f64,
+    /// The epoch with the best validation mDice (the first of equals) and its values.
+    pub best: Option<(usize, Trained)>,
+    values: Trained,
+    moments: BTreeMap<String, (Vec<f32>, Vec<f32>)>,
+    adam_steps: u32,
+}
+
+/// The part of the state that is not tensors.
+#[derive(Serialize, Deserialize)]
+struct Notes {
+    step_in_epoch: usize,
+    loss_sum: f64,
+    history: Vec<Epoch>,
+    seconds: f64,
+    best: Option<usize>,
+    adam_steps: u32,
+}
+
+impl State {
+    /// The best validation mDice so far.
+    pub fn best_mdice(&self) -> Option<f64> {
+        self.best.as_ref().and_then(|(epoch, _)| self.history.get(epoch - 1)).map(|row| row.validation.mdice)
+    }
+
+    /// Whether patience or time has run out.
+    pub(super) fn finished(&self, options: &Options) -> bool {
+        let best = self.best.as_ref().map(|(epoch, _)| *epoch).unwrap_or(0);
+        let waited = self.step_in_epoch == 0 && self.history.len() >= best + options.patience;
+        let late = options.minutes.is_some_and(|m| self.step_in_epoch == 0 && self.seconds >= 60.0 * m);
+        waited || late
+    }
+
+    /// Puts the state's values and moments into the network and the optimizer.
+    pub(super) fn attach(&self, sam: &mut Sam, adam: &mut Adam, device: &Device) {
+        put(sam, &self.values, device);
+        adam.restore(self.adam_steps, self.moments.clone(), device);
+    }
+
+    /// Takes values and moments out.
+    pub(super) fn detach(&mut self, sam: &Sam, adam: &Adam) {
+        self.values = take(sam);
+        self.moments = adam.to_host();
+        self.adam_steps = adam.steps;
+    }
+
+    /// Closes an epoch; the answer says whether it is the best.
+    pub(super) fn end_epoch(&mut self, row: Epoch) -> bool {
+        let better = self.best_mdice().is_none_or(|best| row.validation.mdice > best);
+        if better {
+            self.best = Some((row.epoch, self.values.clone()));
+        }
+        self.history.push(row);
+        (self.step_in_epoch, self.loss_sum) = (0, 0.0);
+        better
+    }
+
+    /// Puts the best values into the network.
+    pub(super) fn put_best(&self, sam: &mut Sam, device: &Device) {
+        if let Some((_, values)) = &self.best {
+            put(sam, values, device);
+        }
+    }
+
+    /// Writes the state.
+    ///
+    /// # Errors
+    /// A job error when it cannot be written; the last state is then untouched.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let notes = Notes {
+            step_in_epoch: self.step_in_epoch,
+            loss_sum: self.loss_sum,
+            history: self.history.clone(),
+            seconds: self.seconds,
+            best: self.best.as_ref().map(|(epoch, _)| *epoch),
+            adam_steps: self.adam_steps,
+        };
+        let notes = serde_json::to_string(&notes).map_err(|e| Error::job(format!("state: {e}")))?;
+        let notes = BTreeMap::from([("kind".into(), "state".into()), ("state".into(), notes)]);
+        let mut tensors = BTreeMap::new();
+        let firsts = self.moments.iter().map(|(name, (first, _))| ("first", name, first));
+        let seconds = self.moments.iter().map(|(name, (_, second))| ("second", name, second));
+        let values = self.values.iter().map(|(name, v)| ("value", name, v));
+        let best = self.best.iter().flat_map(|(_, best)| best).map(|(name, v)| ("best", name, v));
+        for (part, name, v) in values.chain(best).chain(firsts).chain(seconds) {
+            tensors.insert(format!("{part}/{name}"), (vec![v.len()], Values::F32(v)));
+        }
+        write(path, &notes, &tensors)
+    }
+
+    /// Reads a state.
+    ///
+    /// # Errors
+    /// A weights error when the file is damaged.
+    pub fn load(path: &Path) -> Result<State> {
+        let mut reader = Reader::open(path)?;
+        let notes = reader.notes().remove("state").unwrap_or_default();
+        let notes: Notes =
+            serde_json::from_str(&notes).map_err(|e| Error::weights(format!("run state: {e}")).at(path))?;
+        let mut parts: BTreeMap<&str, Trained> = BTreeMap::new();
+        for full in reader.entries().into_keys().collect::<Vec<_>>() {
+            if let Some((part, name)) = full.split_once('/') {
+                let part = ["value", "best", "first", "second"].into_iter().find(|p| *p == part);
+                let part = part.ok_or_else(|| Error::weights(format!("run state: unknown part `{full}`")).at(path))?;
+                parts.entry(part).or_default().insert(name.to_string(), reader.floats(&full)?);
+            }
+        }
+        let mut part = |name| parts.remove(name).unwrap_or_default();
+        let mut second = part("second");
+        let moments = part("first").into_iter().filter_map(|(name, m)| {
+            let v = second.remove(&name)?;
+            Some((name, (m, v)))
+        });
+        Ok(State {
+            moments: moments.collect(),
+            step_in_epoch: notes.step_in_epoch,
+            loss_sum: notes.loss_sum,
+            history: notes.history,
+            seconds: notes.seconds,
+            best: notes.best.map(|epoch| (epoch, part("best"))),
+            values: part("value"),
+            adam_steps: notes.adam_steps,
+        })
+    }
+}
+
+/// Trained values of the network.
+fn take(sam: &Sam) -> Trained {
+    let trained = sam.weights.iter().filter(|(_, w)| w.trained() > 0);
+    let values = trained.map(|(name, w)| match &w.chosen {
+        Some(chosen) => (name.clone(), to_vec(chosen.values.clone())),
+        None => (name.clone(), to_vec(w.value.clone())),
+    });
+    values.collect()
+}
+
+/// Puts trained values back.
+fn put(sam: &mut Sam, values: &Trained, device: &Device) {
+    for (name, data) in values {
+        let Some(weight) = sam.weights.get_mut(name) else { continue };
+        let tensor = Tensor::<1>::from_data(TensorData::new(data.clone(), [data.len()]), device);
+        if weight.chosen.is_some() {
+            weight.set_chosen(tensor);
+        } else {
+            weight.value = tensor.autodiff().require_grad();
+        }
+    }
+}

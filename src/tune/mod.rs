@@ -1,0 +1,22 @@
+//! From a plan to a trainable network and back to a file: attaching, gradients, optimizer, selection and patch files.
+
+pub mod adam;
+pub mod gradients;
+pub mod patch;
+pub mod proof;
+pub mod selection;
+
+use crate::method::{Change, Plan};
+use crate::model::Sam;
+use burn::tensor::Device;
+
+/// Makes exactly what the plan names trainable: the only place that does.
+pub fn attach(sam: &mut Sam, plan: &Plan, device: &Device) {
+    for (name, weight) in sam.weights.iter_mut() {
+        match plan.get(name) {
+            Some(Change::Dense) => weight.train_all(),
+            Some(Change::Chosen(indices)) if !indices.is_empty() => weight.train_chosen(indices, device),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! The patch file: what a fine-tune changed, and all that is needed to use it. The base stays untouched.
+//!
+//! One safetensors file for every method. A part is named after its weight: `NAME#indices`, `NAME#old`, `NAME#new` for
+//! chosen entries, `NAME#dense_old`, `NAME#dense_new` for weights trained as a whole. Values are absolute f32, so
+//! applying and reverting are exact to the bit.
+
+use crate::error::{Error, Result};
+use crate::io::safetensors::{Reader, Values, write};
+use crate::method::{Change, Plan};
+use crate::model::checkpoint::Checkpoint;
+use crate::model::{HostTensor, Weights};
+use crate::tune::selection::short;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// Version of the file's layout.
+const FORMAT: &str = "1";
+
+/// Changed values of one weight.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Delta {
+    /// Values at flat indices.
+    Sparse {
+        /// Sorted flat indices.
+        indices: Vec<u32>,
+        /// Values of the base.
+        old: Vec<f32>,
+        /// Trained values.
+        new: Vec<f32>,
+    },
+    /// The whole weight.
+    Dense {
+        /// Values of the base.
+        old: Vec<f32>,
+        /// Trained values.
+        new: Vec<f32>,
+    },
+}
+
+/// What is needed to use the fine-tune, beside the values.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct About {
+    /// Method that trained.
+    pub method: String,
+    /// Name of the base: `tiny`, `sam_vit_b`, or a file's stem.
+    pub base_name: String,
+    /// What was given as `--model`: a name or a file.
+    pub base_model: String,
+    /// SHA-256 of the base.
+    pub base_sha256: String,
+    /// What it was trained on.
+    pub form: crate::data::Form,
+    /// How pictures are brought into the network.
+    pub preprocessing: crate::predict::Preprocessing,
+    /// Probability from which a pixel is foreground.
+    pub threshold: f32,
+    /// The method's settings.
+    pub settings: crate::method::Settings,
+}
+
+/// A fine-tune: changed values and how to use them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Patch {
+    /// How to use it.
+    pub about: About,
+    /// Changed values by official name.
+    pub deltas: BTreeMap<String, Delta>,
+}
+
+/// The values a plan is going to change, as they are before training.
+pub fn capture(weights: &Weights, plan: &Plan) -> BTreeMap<String, Vec<f32>> {
+    let mut old = BTreeMap::new();
+    for (name, weight) in weights.iter() {
+        match plan.get(name) {
+            Some(Change::Dense) => {
+                old.insert(name.clone(), weight.to_host().data);
+            }
+            Some(Change::Chosen(indices)) => {
+                let host = weight.to_host().data;
+                old.insert(name.clone(), indices.iter().map(|i| host[*i as usize]).collect());
+            }
+            _ => {}
+        }
+    }
+    old
+}
+
+/// The difference between `old` (see [`capture`]) and the trained weights, where the plan says they may differ.
+pub fn changes(old: &BTreeMap<String, Vec<f32>>, trained: &Weights, plan: &Plan) -> BTreeMap<String, Delta> {
+    let mut deltas = BTreeMap::new();
+    for (name, old) in old {
+        let Some(weight) = trained.get(name) else { continue };
+        let (host, old) = (weight.to_host().data, old.clone());
+        let delta = match plan.get(name) {
+            Some(Change::Chosen(indices)) => {
+                let new = indices.iter().map(|i| host[*i as usize]).collect();
+                Delta::Sparse { indices: indices.clone(), old, new }
+            }
+            _ => Delta::Dense { old, new: host },
+        };
+        deltas.insert(name.clone(), delta);
+    }
+    deltas
+}
+
+/// Which way a patch goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the base to the fine-tune.
+    Apply,
+    /// From the fine-tune to the base.
+    Revert,
+}
+
+impl Patch {
+    /// Number of changed values.
+    pub fn n_values(&self) -> usize {
+        self.deltas.values().map(Delta::len).sum()
+    }
+
+    /// Writes the file; equal patches give equal bytes.
+    ///
+    /// # Errors
+    /// A job error when it cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let about = serde_json::to_string(&self.about).map_err(|e| Error::job(format!("patch settings: {e}")))?;
+        let notes = BTreeMap::from([
+            ("kind".to_string(), "patch".to_string()),
+            ("format".to_string(), FORMAT.to_string()),
+            ("about".to_string(), about),
+        ]);
+        let mut tensors = BTreeMap::new();
+        for (name, delta) in &self.deltas {
+            let mut put = |part: &str, n: usize, values| tensors.insert(format!("{name}#{part}"), (vec![n], values));
+            match delta {
+                Delta::Sparse { indices, old, new } => {
+                    put("indices", indices.len(), Values::U32(indices));
+                    put("old", old.len(), Values::F32(old));
+                    put("new", new.len(), Values::F32(new));
+                }
+                Delta::Dense { old, new } => {
+                    put("dense_old", old.len(), Values::F32(old));
+                    put("dense_new", new.len(), Values::F32(new));
+                }
+            }
+        }
+        write(path, &notes, &tensors)
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// A weights error when it is damaged, of another format, or no patch.
+    pub fn load(path: &Path) -> Result<Patch> {
+        let mut reader = Reader::open(path)?;
+        let notes = reader.notes();
+        if notes.get("kind").map(String::as_str) != Some("patch") {
+            return Err(Error::weights("not a patch").at(path).hint("expected the patch.safetensors of a run"));
+        }
+        let format = notes.get("format").map(String::as_str).unwrap_or("unknown");
+        if format != FORMAT {
+            return Err(
+                Error::weights(format!("patch of format {format}, this program reads format {FORMAT}")).at(path)
+            );
+        }
+        let about = notes.get("about").map(String::as_str).unwrap_or("");
+        let about: About =
+            serde_json::from_str(about).map_err(|e| Error::weights(format!("patch settings: {e}")).at(path))?;
+        let names: BTreeSet<String> =
+            reader.entries().keys().filter_map(|n| n.split_once('#')).map(|(name, _)| name.to_string()).collect();
+        let mut deltas = BTreeMap::new();
+        for name in names {
+            let dense = reader.entries().contains_key(&format!("{name}#dense_new"));
+            let delta = if dense {
+                Delta::Dense {
+                    old: reader.floats(&format!("{name}#dense_old"))?,
+                    new: reader.floats(&format!("{name}#dense_new"))?,
+                }
+            } else {
+                Delta::Sparse {
+                    indices: reader.indices(&format!("{name}#indices"))?,
+                    old: reader.floats(&format!("{name}#old"))?,
+                    new: reader.floats(&format!("{name}#new"))?,
+                }
+            };
+            delta.check(&name).map_err(|e| e.at(path))?;
+            deltas.insert(name, delta);
+        }
+        Ok(Patch { about, deltas })
+    }
+
+    /// Changes a checkpoint's values in place.
+    ///
+    /// # Errors
+    /// A weights error when the patch was made for another base: by hash on the way there, by the values it left on
+    /// the way back. Nothing is changed then.
+    pub fn turn(&self, checkpoint: &mut Checkpoint, direction: Direction) -> Result<()> {
+        if direction == Direction::Apply && checkpoint.sha256 != self.about.base_sha256 {
+            return Err(Error::weights(format!(
+                "the patch belongs to base `{}` with SHA-256 {}…, this is `{}` with {}…",
+                self.about.base_name,
+                short(&self.about.base_sha256),
+                checkpoint.name,
+                short(&checkpoint.sha256)
+            ))
+            .hint("give the base it was trained on with --model"));
+        }
+        for (name, delta) in &self.deltas {
+            let tensor = checkpoint.tensors.get(name);
+            let tensor = tensor
+                .ok_or_else(|| Error::weights(format!("the patch names `{name}`, the base has no such weight")))?;
+            delta.fits(name, tensor, direction)?;
+        }
+        for (name, delta) in &self.deltas {
+            if let Some(tensor) = checkpoint.tensors.get_mut(name) {
+                delta.turn(&mut tensor.data, direction);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Delta {
+    /// Number of changed values.
+    pub fn len(&self) -> usize {
+        match self {
+            Delta::Sparse { new, .. } | Delta::Dense { new, .. } => new.len(),
+        }
+    }
+
+    /// Whether nothing is changed.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Writes new (or old) values over the weight's.
+    pub fn turn(&self, values: &mut [f32], direction: Direction) {
+        let pick = |old, new| if direction == Direction::Apply { new } else { old };
+        match self {
+            Delta::Sparse { indices, old, new } => {
+                let source: &Vec<f32> = pick(old, new);
+                indices.iter().zip(source).for_each(|(i, v)| values[*i as usize] = *v);
+            }
+            Delta::Dense { old, new } => values.copy_from_slice(pick(old, new)),
+        }
+    }
+
+    fn check(&self, name: &str) -> Result<()> {
+        let ok = match self {
+            Delta::Sparse { indices, old, new } => {
+                indices.len() == new.len() && old.len() == new.len() && indices.is_sorted_by(|a, b| a < b)
+            }
+            Delta::Dense { old, new } => old.len() == new.len(),
+        };
+        if ok { Ok(()) } else { Err(Error::weights(format!("parts of `{name}` do not fit each other"))) }
+    }
+
+    /// The weight has room for the delta and holds, bit for bit, the values it starts from.
+    fn fits(&self, name: &str, tensor: &HostTensor, direction: Direction) -> Result<()> {
+        let n = tensor.data.len();
+        let room = match self {
+            Delta::Sparse { indices, .. } => indices.last().is_none_or(|i| (*i as usize) < n),
+            Delta::Dense { new, .. } => new.len() == n,
+        };
+        if !room {
+            return Err(Error::weights(format!("the patch does not fit `{name}` of {n} values")));
+        }
+        let from = |old, new| if direction == Direction::Apply { old } else { new };
+        let same = |a: f32, b: f32| a.to_bits() == b.to_bits();
+        let starts = match self {
+            Delta::Sparse { indices, old, new } => {
+                let expected: &Vec<f32> = from(old, new);
+                indices.iter().zip(expected).all(|(i, v)| same(tensor.data[*i as usize], *v))
+            }
+            Delta::Dense { old, new } => {
+                let expected: &Vec<f32> = from(old, new);
+                tensor.data.iter().zip(expected).all(|(a, b)| same(*a, *b))
+            }
+        };
+        if !starts {
+            let what = if direction == Direction::Apply { "the base's" } else { "the fine-tune's" };
+            return Err(Error::weights(format!(
+                "`{name}` does not hold {what} values: the patch belongs to other weights"
+            )));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! The selection file: which entries of which weights, chosen from which cases. Inspected, compared and reused.
+
+use crate::error::{Error, Result};
+use crate::io::safetensors::{Reader, Values, write};
+use crate::method::Chosen;
+use crate::model::WeightSpec;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// Version of the file's layout.
+const FORMAT: &str = "1";
+
+/// Chosen entries and where they come from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Selection {
+    /// Sorted flat indices by official name.
+    pub chosen: Chosen,
+    /// Method that chose.
+    pub method: String,
+    /// Entries per output neuron asked for.
+    pub k: usize,
+    /// Name of the base model.
+    pub base_name: String,
+    /// SHA-256 of the base model.
+    pub base_sha256: String,
+    /// Ids of the training cases whose gradients were summed.
+    pub cases: Vec<String>,
+}
+
+impl Selection {
+    /// Number of chosen entries.
+    pub fn len(&self) -> usize {
+        self.chosen.values().map(Vec::len).sum()
+    }
+
+    /// Whether nothing is chosen.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Writes the file; equal selections give equal bytes.
+    ///
+    /// # Errors
+    /// A job error when it cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let notes = BTreeMap::from([
+            ("kind".into(), "selection".into()),
+            ("format".into(), FORMAT.into()),
+            ("method".into(), self.method.clone()),
+            ("k".into(), self.k.to_string()),
+            ("base_name".into(), self.base_name.clone()),
+            ("base_sha256".into(), self.base_sha256.clone()),
+            ("cases".into(), serde_json::json!(self.cases).to_string()),
+        ]);
+        let tensors =
+            self.chosen.iter().map(|(name, i)| (name.clone(), (vec![i.len()], Values::U32(i.as_slice())))).collect();
+        write(path, &notes, &tensors)
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// A weights error when it is damaged or no selection.
+    pub fn load(path: &Path) -> Result<Selection> {
+        let mut reader = Reader::open(path)?;
+        let mut notes = reader.notes();
+        if notes.get("kind").map(String::as_str) != Some("selection") {
+            return Err(Error::weights("not a selection").at(path).hint("expected a file written by `segft select`"));
+        }
+        if notes.get("format").map(String::as_str) != Some(FORMAT) {
+            return Err(Error::weights(format!(
+                "selection of format {}, this program reads format {FORMAT}",
+                notes.get("format").map(String::as_str).unwrap_or("unknown")
+            ))
+            .at(path));
+        }
+        let names: Vec<String> = reader.entries().into_keys().collect();
+        let mut chosen = Chosen::new();
+        for name in names {
+            let indices = reader.indices(&name)?;
+            if !indices.is_sorted_by(|a, b| a < b) {
+                return Err(Error::weights(format!("indices of `{name}` are not sorted and unique")).at(path));
+            }
+            chosen.insert(name, indices);
+        }
+        let mut note = |key: &str| notes.remove(key).unwrap_or_default();
+        Ok(Selection {
+            chosen,
+            method: note("method"),
+            k: note("k").parse().unwrap_or(0),
+            base_name: note("base_name"),
+            base_sha256: note("base_sha256"),
+            cases: serde_json::from_str(&note("cases")).unwrap_or_default(),
+        })
+    }
+
+    /// Checks that the selection was made for this network.
+    ///
+    /// # Errors
+    /// A weights error naming the weight or the base that does not fit.
+    pub fn check(&self, specs: &[WeightSpec], base_sha256: &str) -> Result<()> {
+        let known: BTreeMap<&str, usize> = specs.iter().map(|s| (s.name.as_str(), s.len())).collect();
+        for (name, indices) in &self.chosen {
+            let Some(len) = known.get(name.as_str()) else {
+                return Err(Error::weights(format!("the selection names `{name}`, which this model does not have")));
+            };
+            if let Some(index) = indices.iter().find(|i| **i as usize >= *len) {
+                return Err(Error::weights(format!("index {index} of `{name}` lies beyond its {len} values")));
+            }
+        }
+        if self.base_sha256 != base_sha256 {
+            return Err(Error::weights(format!(
+                "the selection was made for base `{}` ({}), not for this one ({})",
+                self.base_name,
+                short(&self.base_sha256),
+                short(base_sha256)
+            ))
+            .hint("select again with this --model"));
+        }
+        Ok(())
+    }
+}
+
+/// First twelve digits of a hash, for messages.
+pub fn short(hash: &str) -> &str {
+    hash.get(..12).unwrap_or(hash)
+}
+
+/// How two selections overlap, weight by weight and in all.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Overlap {
+    /// (name, entries in A, entries in B, in both).
+    pub rows: Vec<(String, usize, usize, usize)>,
+}
+
+impl Overlap {
+    /// Compares two selections.
+    pub fn of(a: &Selection, b: &Selection) -> Overlap {
+        let names: BTreeSet<&String> = a.chosen.keys().chain(b.chosen.keys()).collect();
+        let none = Vec::new();
+        let rows = names.into_iter().map(|name| {
+            let (x, y) = (a.chosen.get(name).unwrap_or(&none), b.chosen.get(name).unwrap_or(&none));
+            let both = x.iter().filter(|i| y.binary_search(i).is_ok()).count();
+            (name.clone(), x.len(), y.len(), both)
+        });
+        Overlap { rows: rows.collect() }
+    }
+
+    /// Entries in A, in B, in both.
+    pub fn total(&self) -> (usize, usize, usize) {
+        self.rows.iter().fold((0, 0, 0), |t, r| (t.0 + r.1, t.1 + r.2, t.2 + r.3))
+    }
+
+    /// |A ∩ B| / |A ∪ B|; 1 when both are empty.
+    pub fn jaccard(&self) -> f64 {
+        let (a, b, both) = self.total();
+        if a + b == 0 { 1.0 } else { both as f64 / (a + b - both) as f64 }
+    }
+}

@@ -1,0 +1,106 @@
+//! A GPS step makes no buffer of an encoder weight's size: no dense gradient, no dense optimizer state, no dense copy.
+//!
+//! The allocator counts requests of exactly the encoder matrices' sizes; shapes are chosen so that no activation has
+//! them. The same count on a full fine-tuning step is above zero, so the test can fail.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(unsafe_code, reason = "a global allocator is unsafe by its trait; it only counts and passes on")]
+
+mod common;
+
+use burn::tensor::{Device, Tensor};
+use segft::method::{self, Settings};
+use segft::model::{Kind, Part, checkpoint};
+use segft::predict::prompt_free_logits;
+use segft::train::loss::loss;
+use segft::tune::{adam::Adam, attach, gradients};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+static WATCHED: [AtomicUsize; 8] = [const { AtomicUsize::new(0) }; 8];
+static HITS: [AtomicUsize; 8] = [const { AtomicUsize::new(0) }; 8];
+static COUNTING: AtomicBool = AtomicBool::new(false);
+
+struct Counting;
+
+fn note(size: usize) {
+    if COUNTING.load(Ordering::Relaxed) {
+        for (watched, hits) in WATCHED.iter().zip(&HITS) {
+            if watched.load(Ordering::Relaxed) == size {
+                hits.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+// SAFETY: every call is passed on unchanged to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note(layout.size());
+        // SAFETY: the caller's promise is the system allocator's.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        note(layout.size());
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        note(size);
+        // SAFETY: as above.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Requests of each watched size during two steps of a method.
+fn hits(name: &str, sizes: &[usize]) -> Vec<usize> {
+    let device = Device::flex();
+    let mut sam = checkpoint::random("small", common::small_config(), 1).into_sam(&device);
+    let specs = sam.config.specs();
+    let pixels = Tensor::<4>::ones([1, 3, 72, 72], &device);
+    let target = Tensor::<4>::ones([1, 1, 72, 72], &device);
+    let step =
+        |sam: &segft::model::Sam| loss(prompt_free_logits(sam, pixels.clone()), target.clone(), target.clone()).total();
+    let method = method::find(name).unwrap();
+    let chosen = method.needs_gradients().then(|| {
+        let table = gradients::accumulate(&sam, std::iter::once(Ok(())), |sam, ()| Ok(step(sam))).unwrap();
+        method.choose(&specs, &table, &Settings::default()).unwrap().unwrap()
+    });
+    let plan = method::plan(method, &specs, chosen.as_ref(), &Settings::default());
+    attach(&mut sam, &plan, &device);
+    let mut adam = Adam::new(1e-8);
+    for (slot, size) in WATCHED.iter().zip(sizes) {
+        slot.store(*size, Ordering::Relaxed);
+    }
+    HITS.iter().for_each(|h| h.store(0, Ordering::Relaxed));
+    COUNTING.store(true, Ordering::Relaxed);
+    for _ in 0..2 {
+        let loss = step(&sam);
+        adam.step(&mut sam.weights, &mut loss.backward(), 1e-3);
+    }
+    COUNTING.store(false, Ordering::Relaxed);
+    HITS.iter().take(sizes.len()).map(|h| h.load(Ordering::Relaxed)).collect()
+}
+
+#[test]
+fn a_gps_step_has_no_buffer_of_an_encoder_matrix() {
+    let config = common::small_config();
+    let specs = config.specs();
+    let mut sizes: Vec<usize> = specs
+        .iter()
+        .filter(|s| s.part == Part::ImageEncoder && matches!(s.kind, Kind::Linear | Kind::Conv))
+        .map(|s| 4 * s.len())
+        .collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    let full = hits("full", &sizes);
+    assert!(full.iter().all(|n| *n > 0), "full fine-tuning has such buffers: {sizes:?} {full:?}");
+    let gps = hits("gps", &sizes);
+    assert!(gps.iter().all(|n| *n == 0), "buffers of encoder size: {sizes:?} {gps:?}");
+}

@@ -1,0 +1,214 @@
+//! Properties of a training that state the product, on the real binary.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+mod common;
+
+use common::{QUICK, command, discs, fails, ok, small_checkpoint};
+use serde_json::Value;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A folder with the small SAM, a training set and a test set.
+fn workplace() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    small_checkpoint(&folder.path().join("small.safetensors"));
+    discs(&folder.path().join("discs"), "a", 15, 0);
+    discs(&folder.path().join("held-out"), "b", 4, 3);
+    folder
+}
+
+fn train(folder: &Path, out: &str, more: &[&str]) -> Value {
+    let mut arguments = vec!["train", "--dataset", "discs", "--test", "held-out", "--json", "--out", out];
+    arguments.extend(QUICK);
+    arguments.extend(more);
+    serde_json::from_str(&ok(folder, &arguments)).unwrap()
+}
+
+fn bytes(folder: &Path, file: &str) -> Vec<u8> {
+    std::fs::read(folder.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"))
+}
+
+/// history.csv without its column of seconds.
+fn history(folder: &Path, run: &str) -> Vec<String> {
+    let text = String::from_utf8(bytes(folder, &format!("{run}/history.csv"))).unwrap();
+    text.lines().map(|line| line.rsplit_once(',').unwrap().0.to_string()).collect()
+}
+
+fn assert_same_run(folder: &Path, a: &str, b: &str) {
+    for file in ["selection.safetensors", "patch.safetensors", "per_case.csv"] {
+        let (x, y) = (bytes(folder, &format!("{a}/{file}")), bytes(folder, &format!("{b}/{file}")));
+        // The table names the predictions' folder, which is the run's own.
+        let y = if file == "per_case.csv" { String::from_utf8(y).unwrap().replace(b, a).into_bytes() } else { y };
+        assert!(x == y, "{file} of {a} and {b} differ");
+    }
+    assert_eq!(history(folder, a), history(folder, b));
+}
+
+#[test]
+fn a_run_is_whole_and_counts_what_it_says() {
+    let folder = workplace();
+    let at = folder.path();
+    let metrics = train(at, "one", &[]);
+    for file in ["config.toml", "selection.safetensors", "patch.safetensors", "history.csv", "metrics.json"] {
+        assert!(at.join("one").join(file).is_file(), "{file}");
+    }
+    assert_eq!(std::fs::read_to_string(at.join("runs/latest")).unwrap().trim(), "one");
+    assert_eq!(metrics["n_cases"], 4);
+    assert_eq!(metrics["frozen_weights_unchanged"], true);
+    // One per output neuron: two blocks of (3·40 + 40 + 4·40 + 40), 40 of the patch embedding, 2 · 32 of the neck.
+    assert_eq!(metrics["selected_encoder_weights"], 2 * 360 + 40 + 64);
+    assert_eq!(metrics["trained_encoder_biases"], 2 * 360 + 40);
+    let record: Value = serde_json::from_slice(&bytes(at, "one/run.json")).unwrap();
+    let ids = |side: &str| record["splits"][side].as_array().unwrap().len();
+    assert_eq!((ids("train"), ids("validation"), ids("test")), (12, 3, 4));
+
+    // The test score at the end of training is what predict and score find.
+    ok(at, &["predict", "held-out/images", "--run", "one", "--out", "again"]);
+    let scored: Value =
+        serde_json::from_str(&ok(at, &["score", "--pred", "again", "--ref", "held-out/masks", "--json"])).unwrap();
+    for key in ["mDice", "mIoU"] {
+        let (a, b) = (metrics[key].as_f64().unwrap(), scored[key].as_f64().unwrap());
+        assert!((a - b).abs() < 1e-6, "{key}: {a} and {b}");
+    }
+    let rescored: Value = serde_json::from_str(&ok(at, &["score", "one", "--json"])).unwrap();
+    assert_eq!(rescored["mDice"], metrics["mDice"]);
+
+    // Base and patch, and the merged export, predict the same; the patch comes off again, bit for bit.
+    for to in ["merged.safetensors", "merged.pth"] {
+        ok(at, &["export", "one", "--to", to]);
+        ok(at, &["patch", "revert", to, "one/patch.safetensors", "--to", &format!("{to}.base.safetensors")]);
+        assert!(bytes(at, &format!("{to}.base.safetensors")) == bytes(at, "small.safetensors"), "{to}");
+    }
+    ok(at, &["patch", "apply", "small.safetensors", "one/patch.safetensors", "--to", "applied.safetensors"]);
+    assert!(bytes(at, "applied.safetensors") == bytes(at, "merged.safetensors"));
+    let prompt = ["--box", "5,5,30,30", "--prob"];
+    for (model, out) in [("merged.safetensors", "m1"), ("merged.pth", "m2")] {
+        let arguments = ["predict", "held-out/images", "--model", model, "--out", out];
+        ok(at, &[&arguments[..], &prompt[..]].concat());
+    }
+    ok(
+        at,
+        &[&["predict", "held-out/images", "--run", "one", "--threshold", "0.5", "--out", "m3"][..], &prompt[..]]
+            .concat(),
+    );
+    for out in ["m2", "m3"] {
+        for case in ["b000", "b003_prob"] {
+            assert!(bytes(at, &format!("m1/{case}.png")) == bytes(at, &format!("{out}/{case}.png")), "{out} {case}");
+        }
+    }
+}
+
+#[test]
+fn same_seed_same_bytes_whatever_the_threads() {
+    let folder = workplace();
+    train(folder.path(), "two", &[]);
+    train(folder.path(), "one", &["--threads", "1"]);
+    assert_same_run(folder.path(), "two", "one");
+    train(folder.path(), "other", &["--seed", "6"]);
+    assert_ne!(bytes(folder.path(), "two/patch.safetensors"), bytes(folder.path(), "other/patch.safetensors"));
+}
+
+#[test]
+fn validation_and_test_do_not_reach_the_selection() {
+    let folder = workplace();
+    let at = folder.path();
+    discs(&at.join("val-a"), "v", 3, 7);
+    discs(&at.join("val-b"), "v", 3, 40);
+    discs(&at.join("other-test"), "t", 3, 60);
+    train(at, "a", &["--val", "val-a"]);
+    let mut arguments = vec!["train", "--dataset", "discs", "--test", "other-test", "--val", "val-b", "--out", "b"];
+    arguments.extend(QUICK);
+    ok(at, &arguments);
+    assert!(bytes(at, "a/selection.safetensors") == bytes(at, "b/selection.safetensors"));
+    // `select` writes the same file, and `train --selection` takes it.
+    let mut arguments =
+        vec!["select", "--dataset", "discs", "--val", "val-b", "--test", "other-test", "--out", "s.safetensors"];
+    arguments.extend(QUICK);
+    ok(at, &arguments);
+    assert!(bytes(at, "a/selection.safetensors") == bytes(at, "s.safetensors"));
+    train(at, "c", &["--val", "val-a", "--selection", "s.safetensors"]);
+    assert_same_run(at, "a", "c");
+}
+
+#[test]
+fn killed_and_resumed_ends_in_the_same_bytes() {
+    let folder = workplace();
+    let at = folder.path();
+    let long = ["--epochs", "6", "--patience", "6"];
+    train(at, "whole", &long);
+    let mut arguments = vec!["train", "--dataset", "discs", "--test", "held-out", "--out", "cut"];
+    arguments.extend(QUICK);
+    arguments.extend(long);
+
+    // Killed as soon as a state is saved, then again after resuming, then left alone.
+    let state = at.join("cut/checkpoint/state.safetensors");
+    let mut child = command(at, &arguments).spawn().unwrap();
+    let wait = |since: Option<std::time::SystemTime>| {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(120) {
+            let now = state.metadata().and_then(|m| m.modified()).ok();
+            if now.is_some() && now != since {
+                return now;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        panic!("no state was saved")
+    };
+    let first = wait(None);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let mut child = command(at, &["train", "--resume", "cut"]).spawn().unwrap();
+    wait(first);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!at.join("cut/metrics.json").exists(), "killed too late to mean anything");
+    ok(at, &["train", "--resume", "cut", "--threads", "1"]);
+    assert_same_run(at, "whole", "cut");
+    let (code, error) = fails(at, &["train", "--resume", "cut"]);
+    assert_eq!((code, error.contains("complete")), (2, true), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_saves_and_says_130() {
+    let folder = workplace();
+    let at = folder.path();
+    let mut arguments = vec!["train", "--dataset", "discs", "--test", "held-out", "--out", "cut"];
+    arguments.extend(QUICK);
+    arguments.extend(["--epochs", "400", "--patience", "400"]);
+    let mut child = command(at, &arguments).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let start = Instant::now();
+    while !at.join("cut/history.csv").exists() && start.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let pid = child.id().to_string();
+    std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(at.join("cut/checkpoint/state.safetensors").is_file());
+    let (code, error) = fails(at, &["predict", "held-out/images", "--run", "cut"]);
+    assert_eq!(code, 2, "a run without patch is no run to predict with: {error}");
+}
+
+#[test]
+fn a_locked_run_is_not_written_twice() {
+    let folder = workplace();
+    let at = folder.path();
+    train(at, "one", &[]);
+    std::fs::remove_file(at.join("one/metrics.json")).unwrap();
+    let lock = std::fs::File::create(at.join("one/.lock")).unwrap();
+    lock.lock().unwrap();
+    let (code, error) = fails(at, &["train", "--resume", "one"]);
+    assert_eq!((code, error.contains("another segft")), (1, true), "{error}");
+}
+
+#[test]
+fn every_method_trains_and_keeps_the_rest() {
+    let folder = workplace();
+    for method in ["full", "decoder"] {
+        let metrics = train(folder.path(), method, &["--method", method]);
+        assert_eq!(metrics["frozen_weights_unchanged"], true, "{method}");
+        assert_eq!(metrics["selected_encoder_weights"], 0, "{method}");
+    }
+    let metrics = train(folder.path(), "bare", &["--no-decoder", "--no-biases"]);
+    assert_eq!(metrics["trained_parameters"], metrics["selected_encoder_weights"]);
+}
