@@ -109,6 +109,21 @@ pub fn write_values(path: &Path, values: &[f32], template: &Template) -> Result<
     write(path, values, template, Dtype::F32, |value, bytes| bytes.extend_from_slice(&value.to_le_bytes()))
 }
 
+/// Writes a volume made here on its own grid: i16 when all voxels are whole numbers that fit (Hounsfield units), else f32.
+///
+/// # Errors
+/// As [`write_labels`].
+pub fn write_volume(path: &Path, volume: &Volume) -> Result<()> {
+    let template = Template::of_grid(&volume.grid);
+    let fits = |v: &f32| v.fract() == 0.0 && (f32::from(i16::MIN)..=f32::from(i16::MAX)).contains(v);
+    if !volume.voxels.iter().all(fits) {
+        return write_values(path, &volume.voxels, &template);
+    }
+    write(path, &volume.voxels, &template, Dtype::I16, |value, bytes| {
+        bytes.extend_from_slice(&(value as i16).to_le_bytes());
+    })
+}
+
 /// Whether the name says NIfTI: .nii, .nii.gz, .hdr, .img (and .hdr.gz, .img.gz).
 pub fn is_nifti(path: &Path) -> bool {
     let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();

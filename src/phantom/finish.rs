@@ -87,11 +87,11 @@ pub(super) fn develop(mut light: Vec<[f32; 3]>, frame: &Frame, draw: &mut Draw) 
         light = smeared(&light, width, height, draw);
     }
     // The rays are points; the sensor's cells are not. Defocus is more of the same.
-    let passes = 1 + if draw.chance(0.3) { 1 + draw.below(4) } else { 0 };
+    let passes = 1 + if draw.chance(0.25) { 1 + draw.below(4) } else { 0 };
     for _ in 0..passes {
         light = softened(&light, width, height);
     }
-    let sharpen = if draw.chance(0.6) { draw.between(0.0, 0.9) } else { 0.0 };
+    let sharpen = if draw.chance(0.7) { draw.between(0.2, 1.6) } else { 0.0 };
     if sharpen > 0.05 {
         let soft = softened(&light, width, height);
         for (pixel, soft) in light.iter_mut().zip(soft) {
@@ -114,19 +114,23 @@ fn expose(light: &mut [[f32; 3]], frame: &Frame, draw: &mut Draw) {
     greys.sort_by(f32::total_cmp);
     let median = greys.get(greys.len() / 2).copied().unwrap_or(1.0);
     let bright = greys.get(greys.len() * 9 / 10).copied().unwrap_or(1.0);
-    let gain = draw.between(0.22, 0.45) / (0.65 * median + 0.35 * bright).max(1e-4);
+    let gain = draw.between(0.28, 0.56) / (0.65 * median + 0.35 * bright).max(1e-4);
     let white: [f32; 3] = [draw.between(0.92, 1.08), draw.between(0.94, 1.06), draw.between(0.85, 1.15)];
     let vignette = draw.between(0.0, 0.5);
+    let colourful = draw.between(1.1, 1.7);
     let veil = draw.between(0.0, 0.02);
     let centre = [draw.between(-0.25, 0.25), draw.between(-0.25, 0.25)];
     for (n, pixel) in light.iter_mut().enumerate() {
         let u = 2.0 * (n % width) as f32 / width as f32 - 1.0 - centre[0];
         let v = 2.0 * (n / width) as f32 / height as f32 - 1.0 - centre[1];
         let fall = 1.0 - vignette * smoothstep(0.2, 2.2, u * u + v * v);
-        *pixel = std::array::from_fn(|c| {
+        let film: [f32; 3] = std::array::from_fn(|c| {
             let x = pixel[c] * gain * white[c] * fall + veil;
             (x * (1.0 + x / 4.0) / (1.0 + x)).sqrt() * 1.18
         });
+        // The curve takes colour away; processors of endoscopes give it back.
+        let grey = 0.3 * film[0] + 0.59 * film[1] + 0.11 * film[2];
+        *pixel = film.map(|c| (grey + colourful * (c - grey)).max(0.0));
     }
 }
 
@@ -206,7 +210,7 @@ fn fringed(light: &[[f32; 3]], width: usize, height: usize, draw: &mut Draw) -> 
 /// Frame, noise, and colour at half the resolution in coarse steps, as JPEG stores it.
 fn quantised(light: &[[f32; 3]], frame: &Frame, draw: &mut Draw) -> Picture {
     let (width, height) = (frame.width, frame.height);
-    let noise = draw.between(0.5, 4.5);
+    let noise = draw.between(0.5, 5.5);
     let coarse = draw.between(1.0, 7.0);
     let black = draw.between(2.0, 14.0);
     let mut luma = Vec::with_capacity(light.len());

@@ -60,10 +60,10 @@ impl Growth {
             let radii = [size * draw.between(0.85, 1.2), size * draw.between(0.7, 1.0), size * flat];
             parts.push(Part::Ellipsoid { centre: foot + normal * (size * at), frame, radii });
         };
-        let mut lumps = draw.between(0.0, 0.07);
+        let mut lumps = draw.between(0.02, 0.1);
         match shape {
             Shape::Sessile => {
-                let (at, flat) = (draw.between(-0.1, 0.25), draw.between(0.5, 0.9));
+                let (at, flat) = (draw.between(-0.1, 0.2), draw.between(0.3, 0.85));
                 dome(at, flat, draw);
             }
             Shape::Flat => {
@@ -73,7 +73,7 @@ impl Growth {
             }
             Shape::Pedunculated => {
                 let lean = draw.tangent(normal) * draw.between(0.2, 1.1) + normal;
-                let head = foot + lean.unit() * (size * draw.between(1.1, 1.9));
+                let head = foot + lean.unit() * (size * draw.between(1.0, 1.6));
                 let radii =
                     [size * draw.between(0.8, 1.1), size * draw.between(0.7, 0.95), size * draw.between(0.7, 1.0)];
                 parts.push(Part::Ellipsoid { centre: head, frame: upright(lean.unit(), draw), radii });

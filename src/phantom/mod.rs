@@ -12,9 +12,10 @@ pub mod polyp;
 mod scene;
 mod shade;
 mod vector;
+pub mod volume;
 
 use crate::error::{Error, Result};
-use crate::io::picture;
+use crate::io::{nifti, picture};
 use rayon::prelude::*;
 use std::path::Path;
 
@@ -101,6 +102,10 @@ fn write_case(kind: Kind, seed: u64, index: u64, image: &Path, mask: &Path) -> R
             picture::write_picture(image, &pixels)?;
             picture::write_mask(mask, &labels)
         }
-        Kind::Volumes => Err(Error::job("not written yet")),
+        Kind::Volumes => {
+            let (volume, labels) = volume::generate(seed, index);
+            nifti::write_volume(image, &volume)?;
+            nifti::write_labels(mask, &labels, &nifti::Template::of_grid(&labels.grid))
+        }
     }
 }

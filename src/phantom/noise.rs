@@ -11,14 +11,14 @@ const MASK: u32 = SIDE as u32 - 1;
 
 /// A random field in space with values in -1..1 and about one bump a unit.
 pub(super) struct Noise {
-    table: Vec<f32>,
+    table: Box<[f32; SIDE * SIDE * SIDE]>,
 }
 
 impl Noise {
     pub(super) fn new(draw: &mut Draw) -> Noise {
-        let mut table = Vec::with_capacity(SIDE * SIDE * SIDE);
-        for _ in 0..SIDE * SIDE * SIDE / 4 {
-            table.extend(draw.bits().to_le_bytes().map(|byte| f32::from(byte) / 127.5 - 1.0));
+        let mut table = Box::new([0.0; SIDE * SIDE * SIDE]);
+        for four in table.as_chunks_mut::<4>().0 {
+            *four = draw.bits().to_le_bytes().map(|byte| f32::from(byte) / 127.5 - 1.0);
         }
         Noise { table }
     }
@@ -61,6 +61,7 @@ impl Noise {
     }
 
     /// The values at the eight corners of the cell around a point, x fastest, and where the point lies in the cell.
+    #[inline]
     fn cell(&self, p: Vec3) -> ([f32; 8], Vec3) {
         // Positive, so that the conversion to an integer rounds down; a multiple of the period.
         let shift = 32.0 * SIDE as f32;

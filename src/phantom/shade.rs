@@ -1,9 +1,9 @@
 //! Colours of what is seen: mucosa with vessels, polyps, debris, and wet surfaces under a lamp beside the lens.
 
-use super::camera::Camera;
+use super::camera::{Camera, View};
 use super::draw::Draw;
 use super::noise::Noise;
-use super::scene::{FAR, Material, Scene};
+use super::scene::{Material, Scene};
 use super::vector::{Vec3, mix, smoothstep, vec3};
 
 /// How tissue looks throughout a sequence.
@@ -43,13 +43,13 @@ struct Lesion {
 impl Lesion {
     /// `footprint` is the width of a pixel on the polyp: pits must be seen, yet not be noise.
     fn new(footprint: f32, draw: &mut Draw) -> Lesion {
-        // Half of all polyps have nearly the colour of the wall; a few stand out at once.
+        // A third of all polyps have nearly the colour of the wall; a quarter stand out at once.
         let strength = match draw.unit() {
-            u if u < 0.5 => draw.between(0.0, 0.06),
-            u if u < 0.85 => draw.between(0.06, 0.18),
-            _ => draw.between(0.18, 0.4),
+            u if u < 0.35 => draw.between(0.0, 0.08),
+            u if u < 0.75 => draw.between(0.08, 0.22),
+            _ => draw.between(0.22, 0.5),
         };
-        let pale = draw.between(-1.0, 1.0);
+        let pale = draw.between(-0.6, 1.0);
         let tint = if pale > 0.0 {
             [1.0 + 0.5 * strength * pale, 1.0 + strength, 1.0 + strength * draw.between(0.6, 1.2)]
         } else {
@@ -57,7 +57,7 @@ impl Lesion {
         };
         Lesion {
             tint,
-            pits: (draw.between(0.06, 0.22), 1.0 / (footprint * draw.between(4.0, 11.0))),
+            pits: (draw.between(0.12, 0.36), 1.0 / (footprint * draw.between(4.0, 11.0))),
             vessels: if draw.chance(0.3) { draw.between(0.3, 0.8) } else { draw.between(0.0, 0.2) },
             patches: if draw.chance(0.5) { draw.between(0.05, 0.25) } else { 0.0 },
             cap: if draw.chance(0.15) { draw.between(0.2, 0.6) } else { 0.0 },
@@ -68,9 +68,9 @@ impl Lesion {
 impl Tissue {
     /// `footprint` is the width of a pixel on the polyp.
     pub(super) fn new(footprint: f32, draw: &mut Draw) -> Tissue {
-        let pale = draw.colour([0.78, 0.36, 0.26], [0.88, 0.5, 0.42]);
-        let red = draw.colour([0.7, 0.2, 0.13], [0.85, 0.32, 0.24]);
-        let brown = draw.colour([0.62, 0.34, 0.18], [0.78, 0.46, 0.28]);
+        let pale = draw.colour([0.78, 0.3, 0.22], [0.88, 0.4, 0.32]);
+        let red = draw.colour([0.72, 0.16, 0.1], [0.86, 0.26, 0.18]);
+        let brown = draw.colour([0.72, 0.28, 0.1], [0.84, 0.38, 0.19]);
         let (a, b) = match draw.below(3) {
             0 => (pale, red),
             1 => (red, brown),
@@ -80,17 +80,17 @@ impl Tissue {
         Tissue {
             noise: Noise::new(draw),
             mucosa: std::array::from_fn(|n| mix(a[n], b[n], t)),
-            blotches: (draw.between(0.05, 0.25), draw.between(1.2, 3.0)),
-            patches: (draw.between(0.02, 0.14), draw.between(5.0, 14.0)),
-            grain: (draw.between(0.01, 0.1), draw.between(30.0, 80.0)),
+            blotches: (draw.between(0.1, 0.35), draw.between(1.2, 3.0)),
+            patches: (draw.between(0.03, 0.15), draw.between(5.0, 14.0)),
+            grain: (draw.between(0.02, 0.1), draw.between(25.0, 70.0)),
             vessels: (
-                if draw.chance(0.75) { draw.between(0.15, 0.7) } else { 0.0 },
+                if draw.chance(0.8) { draw.between(0.15, 0.7) } else { 0.0 },
                 draw.between(2.0, 5.0),
                 draw.between(7.0, 16.0),
             ),
             polyp: Lesion::new(footprint, draw),
-            debris: draw.colour([0.55, 0.38, 0.08], [0.85, 0.65, 0.25]),
-            bumps: (draw.between(0.0, 0.05), draw.between(0.0, 0.012)),
+            debris: draw.colour([0.5, 0.3, 0.06], [0.85, 0.6, 0.28]),
+            bumps: (draw.between(0.01, 0.1), draw.between(0.0, 0.03)),
             wet: draw.between(0.0, 1.0),
             crease: draw.between(0.2, 0.9),
         }
@@ -154,46 +154,46 @@ impl Tissue {
         strength * presence * large.max(small)
     }
 
-    /// The light that reaches the camera from each pixel, and what each pixel shows.
-    pub(super) fn light(&self, scene: &Scene, camera: &Camera, draw: &mut Draw) -> (Vec<[f32; 3]>, Vec<Material>) {
-        let (width, height) = (camera.width, camera.height);
-        let distances = camera.distances(scene);
+    /// The light that reaches the camera from each pixel.
+    pub(super) fn light(&self, scene: &Scene, camera: &Camera, view: &View, draw: &mut Draw) -> Vec<[f32; 3]> {
+        let width = view.width;
         let rays: Vec<Vec3> =
-            (0..width * height).map(|n| camera.ray((n % width) as f32 + 0.5, (n / width) as f32 + 0.5)).collect();
-        let points: Vec<Vec3> = rays.iter().zip(&distances).map(|(ray, t)| camera.position + *ray * *t).collect();
+            (0..view.distances.len()).map(|n| camera.ray((n % width) as f32 + 0.5, (n / width) as f32 + 0.5)).collect();
+        let points: Vec<Vec3> = rays.iter().zip(&view.distances).map(|(ray, t)| camera.position + *ray * *t).collect();
         let lamp = camera.position + draw.direction() * draw.between(0.02, 0.09);
+        let mut open = vec![1.0; points.len()];
         let mut light = Vec::with_capacity(points.len());
-        let mut materials = Vec::with_capacity(points.len());
         for n in 0..points.len() {
-            let material = if distances[n] > FAR { Material::Lumen } else { scene.material(points[n]) };
-            materials.push(material);
+            let material = view.materials[n];
             if material == Material::Lumen {
                 light.push([0.0; 3]);
                 continue;
             }
-            let normal = normal(&points, &distances, width, n);
+            let normal = normal(&points, &view.distances, width, n);
             let normal = if normal.dot(rays[n]) > 0.0 { -normal } else { normal };
-            light.push(self.reflected(
-                scene,
-                points[n],
-                normal,
-                -rays[n],
-                lamp,
-                material,
-                camera.pixel() * distances[n],
-            ));
+            // Shadow in creases is soft: once for four pixels is enough.
+            let (x, y) = (n % width, n / width);
+            let corner = (y & !1) * width + (x & !1);
+            if n == corner || view.materials[corner] == Material::Lumen {
+                let room = scene.distance(points[n] + normal * 0.12) / 0.12;
+                open[n] = mix(1.0, smoothstep(-0.2, 0.75, room), self.crease);
+            } else {
+                open[n] = open[corner];
+            }
+            let footprint = camera.pixel() * view.distances[n];
+            light.push(self.reflected(points[n], normal, -rays[n], lamp, open[n], material, footprint));
         }
-        (light, materials)
+        light
     }
 
     #[expect(clippy::too_many_arguments, reason = "the geometry of one reflection")]
     fn reflected(
         &self,
-        scene: &Scene,
         p: Vec3,
         normal: Vec3,
         view: Vec3,
         lamp: Vec3,
+        open: f32,
         material: Material,
         footprint: f32,
     ) -> [f32; 3] {
@@ -206,8 +206,6 @@ impl Tissue {
         let to_lamp = to_lamp.unit();
         // Light that wanders through tissue softens the shadow side.
         let lambert = ((bumped.dot(to_lamp) + 0.12) / 1.12).max(0.02);
-        let room = scene.distance(p + normal * 0.12) / 0.12;
-        let open = mix(1.0, smoothstep(-0.2, 0.75, room), self.crease);
         let irradiance = lambert * open / (near + 0.03);
         let albedo = self.albedo(p, material, footprint);
         // Far walls are lit by light that has been reflected by red walls before.
