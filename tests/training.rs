@@ -38,7 +38,11 @@ fn assert_same_run(folder: &Path, a: &str, b: &str) {
     for file in ["selection.safetensors", "patch.safetensors", "per_case.csv"] {
         let (x, y) = (bytes(folder, &format!("{a}/{file}")), bytes(folder, &format!("{b}/{file}")));
         // The table names the predictions' folder, which is the run's own.
-        let y = if file == "per_case.csv" { String::from_utf8(y).unwrap().replace(b, a).into_bytes() } else { y };
+        let y = if file == "per_case.csv" {
+            String::from_utf8(y).unwrap().replace(&format!("{b}/"), &format!("{a}/")).into_bytes()
+        } else {
+            y
+        };
         assert!(x == y, "{file} of {a} and {b} differ");
     }
     assert_eq!(history(folder, a), history(folder, b));
@@ -55,9 +59,9 @@ fn a_run_is_whole_and_counts_what_it_says() {
     assert_eq!(std::fs::read_to_string(at.join("runs/latest")).unwrap().trim(), "one");
     assert_eq!(metrics["n_cases"], 4);
     assert_eq!(metrics["frozen_weights_unchanged"], true);
-    // One per output neuron: two blocks of (3·40 + 40 + 4·40 + 40), 40 of the patch embedding, 2 · 32 of the neck.
-    assert_eq!(metrics["selected_encoder_weights"], 2 * 360 + 40 + 64);
-    assert_eq!(metrics["trained_encoder_biases"], 2 * 360 + 40);
+    // One per output neuron: two blocks of (3·52 + 52 + 4·52 + 52), 52 of the patch embedding, 2 · 48 of the neck.
+    assert_eq!(metrics["selected_encoder_weights"], 2 * 468 + 52 + 96);
+    assert_eq!(metrics["trained_encoder_biases"], 2 * 468 + 52);
     let record: Value = serde_json::from_slice(&bytes(at, "one/run.json")).unwrap();
     let ids = |side: &str| record["splits"][side].as_array().unwrap().len();
     assert_eq!((ids("train"), ids("validation"), ids("test")), (12, 3, 4));

@@ -22,7 +22,7 @@ Not a medical device: for research only.";
 
 /// Fine-tune a pretrained SAM on your own medical pictures and volumes, by training the few weights that matter.
 #[derive(Parser, Debug)]
-#[command(name = "segft", version, after_help = EXAMPLES, propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+#[command(name = "segft", version, after_help = EXAMPLES, propagate_version = true, args_override_self = true, subcommand_required = true, arg_required_else_help = true)]
 pub(super) struct Cli {
     #[command(flatten)]
     pub global: Global,

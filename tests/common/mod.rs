@@ -38,13 +38,13 @@ pub fn small_config() -> SamConfig {
     SamConfig {
         image_size: 72,
         patch: 8,
-        embed: 40,
+        embed: 52,
         depth: 2,
         heads: 4,
         window: 5,
         global: vec![1],
-        out_chans: 32,
-        decoder_mlp: 44,
+        out_chans: 48,
+        decoder_mlp: 56,
         decoder_heads: 8,
         iou_hidden: 24,
     }
