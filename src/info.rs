@@ -20,6 +20,7 @@ enum Kind {
     Selection,
     Patch,
     Run,
+    Dataset,
 }
 
 /// Describes a file; keys and values as the JSON of `segft info`.
@@ -34,6 +35,7 @@ pub fn describe(path: &Path) -> Result<Value> {
         Kind::Selection => selection(path),
         Kind::Patch => patch(path),
         Kind::Run => run(path),
+        Kind::Dataset => crate::data::facts(path),
     }
 }
 
@@ -50,6 +52,9 @@ fn recognise(path: &Path) -> Result<Kind> {
     if path.is_dir() && path.join("config.toml").is_file() {
         return Ok(Kind::Run);
     }
+    if path.is_dir() {
+        return Ok(Kind::Dataset);
+    }
     let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     match extension.as_str() {
         "pth" | "pt" | "bin" => Ok(Kind::Checkpoint),
@@ -59,9 +64,10 @@ fn recognise(path: &Path) -> Result<Kind> {
             Some("patch") => Ok(Kind::Patch),
             _ => Ok(Kind::Checkpoint),
         },
+        "csv" => Ok(Kind::Dataset),
         _ => Err(Error::data("not recognised").at(path).hint(
             "understood are volumes (.nii, .nii.gz, .hdr + .img), pictures (.jpg, .png, .tif, .bmp), \
-             weights (.pth, .safetensors), selections, patches and run folders",
+             weights (.pth, .safetensors), selections, patches, run folders and data sets",
         )),
     }
 }

@@ -124,7 +124,7 @@ pub(super) enum DataCommand {
         out: PathBuf,
         /// Number of cases
         #[arg(long)]
-        count: Option<usize>,
+        count: Option<u64>,
         /// Seed of the generator
         #[arg(long, default_value_t = 0)]
         seed: u64,

@@ -4,10 +4,11 @@ mod flags;
 mod print;
 
 use crate::config::Config;
-use crate::data::Dataset;
-use crate::error::{Error, Kind, Result};
+use crate::data;
+use crate::error::{Error, Result};
 use crate::io::Replace;
 use crate::job;
+use crate::phantom;
 use crate::progress::{Progress, Voice};
 use crate::run::Run;
 use crate::tune::patch::Direction;
@@ -138,7 +139,7 @@ fn run(cli: Cli) -> Result<()> {
             }
         },
         Command::Fetch(flags) => fetch(&flags, &progress, &answer),
-        Command::Data(command) => data(command, replace, &answer),
+        Command::Data(command) => data_command(command, replace, &answer),
         Command::Doctor => {
             let facts = print::doctor();
             answer(facts.clone(), crate::info::text(&facts))
@@ -167,11 +168,74 @@ fn written(path: &Path, answer: &dyn Fn(Value, String) -> Result<()>) -> Result<
 }
 
 fn fetch(flags: &flags::Fetch, progress: &Progress, answer: &dyn Fn(Value, String) -> Result<()>) -> Result<()> {
-    let _ = (flags, progress, answer);
-    Err(Error::new(Kind::Job, "not built yet"))
+    use data::fetch::{ITEMS, Item, Network, fetch};
+    let cache = job::base::cache();
+    let Some(name) = &flags.name else {
+        let rows = ITEMS.iter().map(|i| {
+            json!({"name": i.name, "what": i.what, "mib": i.mib, "licence": i.licence, "url": i.url, "sha256": i.sha256,
+                "cached": i.place(&cache).exists()})
+        });
+        let line = |i: &Item| {
+            let here = if i.place(&cache).exists() { "in the cache" } else { "" };
+            format!("{:10} {:6} MiB  {:44} {:28} {here}\n           {}\n", i.name, i.mib, i.what, i.licence, i.url)
+        };
+        return answer(Value::Array(rows.collect()), ITEMS.iter().map(line).collect());
+    };
+    let item = Item::find(name)?;
+    progress.line(format!("{}: {} (licence: {})", item.name, item.what, item.licence));
+    let network = if flags.offline { Network::Never } else { Network::Allowed };
+    progress.start("fetching", (item.mib << 20) as usize);
+    let place = fetch(item, flags.from.as_deref(), &cache, network, &|done, _| progress.at(done as usize, ""));
+    progress.end();
+    let place = place?;
+    answer(json!({"name": item.name, "path": place.display().to_string()}), place.display().to_string())
 }
 
-fn data(command: DataCommand, replace: Replace, answer: &dyn Fn(Value, String) -> Result<()>) -> Result<()> {
-    let _ = (command, replace, answer, std::marker::PhantomData::<Dataset>);
-    Err(Error::new(Kind::Job, "not built yet"))
+fn data_command(command: DataCommand, replace: Replace, answer: &dyn Fn(Value, String) -> Result<()>) -> Result<()> {
+    match command {
+        DataCommand::Make { kind, out, count, seed } => {
+            let (kind, default) = match kind.as_str() {
+                "phantom" => (phantom::Kind::Pictures, phantom::DEFAULT_PICTURES),
+                "phantom-volume" => (phantom::Kind::Volumes, phantom::DEFAULT_VOLUMES),
+                other => {
+                    return Err(Error::usage(format!("no generator called `{other}`"))
+                        .hint("generators: phantom, phantom-volume"));
+                }
+            };
+            phantom::write_set(kind, &out, seed, count.unwrap_or(default))?;
+            written(&out, answer)
+        }
+        DataCommand::Check { path } => {
+            let facts = data::facts(&path)?;
+            let leaks = facts["leaks"].as_array().map(Vec::len).unwrap_or(0);
+            answer(facts.clone(), crate::info::text(&facts))?;
+            match leaks {
+                0 => Ok(()),
+                n => Err(Error::data(format!("{n} leaks between the sides")).at(path)),
+            }
+        }
+        DataCommand::Split { path, out, seed } => {
+            crate::io::check_free(&out, replace)?;
+            let request = data::Request { dataset: path.display().to_string(), seed, ..data::Request::default() };
+            let splits = data::prepare(&request)?;
+            let ids = |cases: &[data::Case]| cases.iter().map(|c| c.id.clone()).collect::<Vec<_>>();
+            let value = json!({
+                "train": ids(&splits.train), "val": ids(&splits.validation), "test": ids(&splits.test),
+            });
+            print::json(&value, &out.display().to_string())?;
+            let text = format!(
+                "{}: {} training, {} validation, {} test",
+                out.display(),
+                splits.train.len(),
+                splits.validation.len(),
+                splits.test.len()
+            );
+            answer(value, text)
+        }
+        DataCommand::List => {
+            let sets = data::named::list();
+            let text = sets.iter().map(|(name, what)| format!("{name:16} {what}\n")).collect();
+            answer(json!(sets.iter().map(|(name, what)| json!({"name": name, "what": what})).collect::<Vec<_>>()), text)
+        }
+    }
 }

@@ -1,10 +1,16 @@
 //! Where cases come from: layouts, named sets, splits, leak checks.
 
-mod interim;
+pub mod fetch;
+mod layout;
+mod leak;
+pub mod named;
+mod split;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::model::checkpoint::{file_sha256, hex};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Pictures (one mask a picture) or volumes (cut into slices for the network, scored whole).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -99,16 +105,92 @@ pub struct Splits {
     pub test: Vec<Case>,
     /// How they were made, in words.
     pub rule: String,
-    /// Remarks for the user (skipped files, small sets), for stderr.
+    /// Remarks for the user, for stderr.
     pub warnings: Vec<String>,
+    /// SHA-256 of each picture's decoded content.
+    pub contents: BTreeMap<PathBuf, String>,
 }
 
 /// Finds the set, detects its layout, divides it and checks that nothing leaks.
+///
+/// # Errors
+/// A usage error for unknown names; a data error naming the file, the field, or both cases of a leak.
 pub fn prepare(request: &Request) -> Result<Splits> {
-    interim::prepare(request)
+    let dataset = named::open(request)?;
+    let other = |path: &Option<PathBuf>| path.as_ref().map(|p| layout::open(&named::name_of(p), p)).transpose();
+    let (val, test) = (other(&request.val)?, other(&request.test)?);
+    for set in [&val, &test].into_iter().flatten().filter(|set| set.form != dataset.form) {
+        return Err(Error::data("pictures and volumes are not mixed").at(&set.root));
+    }
+    let sets = [Some(&dataset), val.as_ref(), test.as_ref()];
+    let cases: Vec<&Case> = sets.into_iter().flatten().flat_map(|set| &set.cases).collect();
+    let contents = leak::contents(&cases, dataset.form)?;
+    let sides = split::divide(request, &dataset, val.as_ref(), test.as_ref(), &contents)?;
+    let named = [("training", &sides.train[..]), ("validation", &sides.validation[..]), ("test", &sides.test[..])];
+    let warnings = leak::judge(leak::find(&named, &contents), request.allow_leak)?;
+    let split::Sides { train, validation, test, rule } = sides;
+    Ok(Splits { dataset, train, validation, test, rule, warnings, contents })
 }
 
-/// A hash over ids and contents of all cases, for the run record.
+/// A hash over sides, ids and contents of all cases and masks, for the run record.
+///
+/// # Errors
+/// A data error naming a mask that cannot be read.
 pub fn data_hash(splits: &Splits) -> Result<String> {
-    interim::data_hash(splits)
+    let mut hash = Sha256::new();
+    for (side, cases) in [("train", &splits.train), ("validation", &splits.validation), ("test", &splits.test)] {
+        hash.update(side);
+        for case in cases {
+            hash.update(&case.id);
+            hash.update(splits.contents.get(&case.image).map(String::as_str).unwrap_or(""));
+            hash.update(file_sha256(&case.mask)?);
+        }
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+/// What `segft data check` and `segft info DIR` tell of a set; sub-folders train/, val/ and test/ are compared.
+///
+/// # Errors
+/// A data error for the first case that cannot be used.
+pub fn facts(path: &Path) -> Result<serde_json::Value> {
+    let sides: Vec<PathBuf> =
+        ["train", "val", "validation", "test"].iter().map(|s| path.join(s)).filter(|p| p.is_dir()).collect();
+    let roots = if sides.is_empty() || path.join("images").is_dir() { vec![path.to_path_buf()] } else { sides };
+    let sets = roots.iter().map(|root| layout::open(&named::name_of(root), root)).collect::<Result<Vec<_>>>()?;
+    let cases: Vec<&Case> = sets.iter().flat_map(|set| &set.cases).collect();
+    let form = sets[0].form;
+    let contents = leak::contents(&cases, form)?;
+    let named: Vec<(&str, &[Case])> = sets.iter().map(|set| (set.name.as_str(), &set.cases[..])).collect();
+    let found = leak::find(&named, &contents);
+    let mut labels = std::collections::BTreeSet::new();
+    let mut empty = Vec::new();
+    for case in &cases {
+        let mask = match form {
+            Form::Pictures => crate::io::picture::read_mask(&case.mask)?,
+            Form::Volumes => crate::io::nifti::read_labels(&case.mask)?,
+        };
+        let mut seen = vec![false; 1 << 16];
+        mask.voxels.iter().for_each(|v| seen[usize::from(*v)] = true);
+        if seen.iter().skip(1).all(|s| !s) {
+            empty.push(case.id.clone());
+        }
+        labels.extend(seen.iter().enumerate().filter(|(_, s)| **s).map(|(v, _)| v));
+    }
+    let groups: std::collections::BTreeSet<&String> = cases.iter().map(|c| &c.group).collect();
+    Ok(serde_json::json!({
+        "kind": "dataset",
+        "path": path.display().to_string(),
+        "layout": sets[0].layout,
+        "form": form,
+        "n_cases": cases.len(),
+        "n_groups": groups.len(),
+        "sides": sets.iter().map(|s| serde_json::json!({"name": s.name, "n_cases": s.cases.len()})).collect::<Vec<_>>(),
+        "labels": labels,
+        "classes": sets[0].classes,
+        "n_empty_masks": empty.len(),
+        "empty_masks": empty,
+        "leaks": found.leaks,
+        "duplicates": found.duplicates,
+    }))
 }

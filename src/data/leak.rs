@@ -1,0 +1,107 @@
+//! Contents of cases, and the check that none stands on two sides of a split.
+
+use super::split::Contents;
+use super::{Case, Form};
+use crate::error::{Error, Result};
+use crate::io::{nifti, picture};
+use crate::model::checkpoint::hex;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+/// SHA-256 of the decoded pixels or voxels of every case: a copy saved in another format or under another name is found.
+///
+/// # Errors
+/// A data error naming a picture that cannot be read.
+pub(super) fn contents(cases: &[&Case], form: Form) -> Result<Contents> {
+    let one = |case: &&Case| {
+        let mut hash = Sha256::new();
+        match form {
+            Form::Pictures => {
+                let picture = picture::read_picture(&case.image)?;
+                hash.update(picture.width.to_le_bytes());
+                hash.update(&picture.rgb);
+            }
+            Form::Volumes => {
+                let (volume, _) = nifti::read_volume(&case.image, 0)?;
+                volume.grid.shape.iter().for_each(|n| hash.update(n.to_le_bytes()));
+                hash.update(bytemuck::cast_slice::<f32, u8>(&volume.voxels));
+            }
+        }
+        Ok((case.image.clone(), hex(&hash.finalize())))
+    };
+    let all: Vec<Result<_>> = cases.par_iter().map(one).collect();
+    all.into_iter().collect()
+}
+
+/// What stands on two sides, or twice on one.
+pub(super) struct Found {
+    /// Sentences naming both files and sides.
+    pub leaks: Vec<String>,
+    /// Sentences naming both files.
+    pub duplicates: Vec<String>,
+}
+
+/// Compares contents and groups across named sides.
+pub(super) fn find(sides: &[(&str, &[Case])], contents: &Contents) -> Found {
+    let mut found = Found { leaks: Vec::new(), duplicates: Vec::new() };
+    let mut seen: BTreeMap<&str, (&str, &Case)> = BTreeMap::new();
+    let mut groups: BTreeMap<&str, (&str, &Case)> = BTreeMap::new();
+    for (side, cases) in sides {
+        for case in *cases {
+            if let Some(content) = contents.get(&case.image) {
+                match seen.get(content.as_str()) {
+                    Some((other, twin)) => {
+                        let pair = format!("`{}` and `{}`", twin.image.display(), case.image.display());
+                        if other == side {
+                            found.duplicates.push(format!("{pair} have the same content, both in {side}"));
+                        } else {
+                            found.leaks.push(format!("{pair} have the same content, in {other} and {side}"));
+                        }
+                    }
+                    None => {
+                        seen.insert(content, (side, case));
+                    }
+                }
+            }
+            // A group of one case, named by its id, says nothing about another folder's case of that name.
+            if case.group != case.id {
+                match groups.get(case.group.as_str()) {
+                    Some((other, twin)) if other != side => found.leaks.push(format!(
+                        "`{}` and `{}` belong to one group `{}`, in {other} and {side}",
+                        twin.image.display(),
+                        case.image.display(),
+                        case.group
+                    )),
+                    Some(_) => {}
+                    None => {
+                        groups.insert(&case.group, (side, case));
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Refuses leaks unless they are allowed; then, and for duplicates, the answer is what to warn of.
+///
+/// # Errors
+/// A data error naming the first leak.
+pub(super) fn judge(found: Found, allow: bool) -> Result<Vec<String>> {
+    if let (Some(first), false) = (found.leaks.first(), allow) {
+        let more = found.leaks.len() - 1;
+        let more = if more > 0 { format!(" (and {more} more)") } else { String::new() };
+        return Err(Error::data(format!("leak: {first}{more}"))
+            .hint("take one of them out; --allow-leak trains all the same, and the scores mean little"));
+    }
+    let many = |mut list: Vec<String>| {
+        let more = list.len().saturating_sub(3);
+        list.truncate(3);
+        if more > 0 {
+            list.push(format!("and {more} more"));
+        }
+        list
+    };
+    Ok(many(found.leaks).into_iter().chain(many(found.duplicates)).collect())
+}

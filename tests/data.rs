@@ -1,0 +1,185 @@
+//! Layouts, splits and the leak rules, on folders made here.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use common::discs;
+use segft::data::{Request, Splits, data_hash, facts, prepare};
+use segft::error::Error;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+fn request(dataset: &Path) -> Request {
+    Request { dataset: dataset.display().to_string(), ..Request::default() }
+}
+
+fn ids(cases: &[segft::data::Case]) -> BTreeSet<String> {
+    cases.iter().map(|c| c.id.clone()).collect()
+}
+
+fn refused(request: &Request) -> Error {
+    prepare(request).map(|_| ()).unwrap_err()
+}
+
+#[test]
+fn a_plain_folder_is_divided_70_15_15_by_seed() {
+    let folder = tempfile::tempdir().unwrap();
+    discs(folder.path(), "a", 40, 0);
+    let splits = prepare(&request(folder.path())).unwrap();
+    assert_eq!((splits.train.len(), splits.validation.len(), splits.test.len()), (28, 6, 6));
+    assert_eq!(splits.dataset.layout, "images/ + masks/");
+    let again = prepare(&request(folder.path())).unwrap();
+    assert_eq!(ids(&splits.test), ids(&again.test));
+    assert_eq!(data_hash(&splits).unwrap(), data_hash(&again).unwrap());
+    let other = prepare(&Request { seed: 1, ..request(folder.path()) }).unwrap();
+    assert_ne!(ids(&splits.test), ids(&other.test));
+    let all: BTreeSet<String> =
+        [&splits.train, &splits.validation, &splits.test].into_iter().flat_map(|s| ids(s)).collect();
+    assert_eq!(all.len(), 40, "every case on one side");
+}
+
+#[test]
+fn a_test_set_leaves_80_20_and_sizes_are_nested() {
+    let folder = tempfile::tempdir().unwrap();
+    let (train, test) = (folder.path().join("train"), folder.path().join("test"));
+    discs(&train, "a", 30, 0);
+    discs(&test, "b", 5, 9);
+    let with = |size| prepare(&Request { test: Some(test.clone()), size, ..request(&train) }).unwrap();
+    let all = with(None);
+    assert_eq!((all.train.len(), all.validation.len(), all.test.len()), (24, 6, 5));
+    let used = |s: &Splits| -> BTreeSet<String> { ids(&s.train).union(&ids(&s.validation)).cloned().collect() };
+    let (ten, twenty) = (with(Some(10)), with(Some(20)));
+    assert_eq!((used(&ten).len(), used(&twenty).len()), (10, 20));
+    assert!(used(&ten).is_subset(&used(&twenty)));
+    assert_eq!(ids(&ten.test), ids(&all.test));
+    // The folder that holds both says how to name them.
+    let error = refused(&request(folder.path()));
+    assert!(error.hint.unwrap().contains("--test"), "{}", error.message);
+}
+
+#[test]
+fn what_stands_on_two_sides_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (train, test) = (folder.path().join("train"), folder.path().join("test"));
+    discs(&train, "a", 8, 0);
+    discs(&test, "b", 3, 9);
+    // The same picture under another name, and as another file format.
+    let copied = test.join("images/b000.png");
+    std::fs::copy(train.join("images/a003.png"), &copied).unwrap();
+    let leaking = Request { test: Some(test.clone()), ..request(&train) };
+    let error = refused(&leaking);
+    assert_eq!(error.kind.exit_code(), 3);
+    assert!(error.message.contains("a003") && error.message.contains("b000"), "{}", error.message);
+    let allowed = prepare(&Request { allow_leak: true, ..leaking }).unwrap();
+    assert!(allowed.warnings.iter().any(|w| w.contains("b000")), "{:?}", allowed.warnings);
+    let picture = segft::io::picture::read_picture(&copied).unwrap();
+    let mut other = Vec::new();
+    let rgb = image::RgbImage::from_raw(picture.width as u32, picture.height as u32, picture.rgb).unwrap();
+    rgb.write_to(&mut std::io::Cursor::new(&mut other), image::ImageFormat::Bmp).unwrap();
+    std::fs::remove_file(&copied).unwrap();
+    std::fs::write(test.join("images/b000.bmp"), other).unwrap();
+    assert!(refused(&Request { test: Some(test), ..request(&train) }).message.contains("b000.bmp"));
+}
+
+#[test]
+fn equal_pictures_and_groups_stay_together() {
+    let folder = tempfile::tempdir().unwrap();
+    discs(folder.path(), "a", 20, 0);
+    std::fs::copy(folder.path().join("images/a000.png"), folder.path().join("images/a019.png")).unwrap();
+    let mut table = String::from("image,mask,group\n");
+    (0..20).for_each(|i| table += &format!("images/a{i:03}.png,masks/a{i:03}.png,p{}\n", i / 3));
+    std::fs::write(folder.path().join("cases.csv"), table).unwrap();
+    for seed in 0..20 {
+        let splits = prepare(&Request { seed, ..request(folder.path()) }).unwrap();
+        for side in [&splits.train, &splits.validation, &splits.test] {
+            let groups: BTreeSet<&String> = side.iter().map(|c| &c.group).collect();
+            let whole = splits.dataset.cases.iter().filter(|c| groups.contains(&c.group)).count();
+            assert_eq!(whole, side.len(), "seed {seed}: a group was cut");
+            assert_eq!(ids(side).contains("a000"), ids(side).contains("a019"), "seed {seed}: equal pictures parted");
+        }
+    }
+}
+
+#[test]
+fn a_csv_gives_sides_and_its_errors_name_the_line() {
+    let folder = tempfile::tempdir().unwrap();
+    discs(folder.path(), "a", 6, 0);
+    let file = folder.path().join("list.csv");
+    let mut table = String::from("image,mask,group,split\n");
+    for (i, side) in ["train", "train", "train", "val", "test", "test"].iter().enumerate() {
+        table += &format!("images/a{i:03}.png,masks/a{i:03}.png,,{side}\n");
+    }
+    std::fs::write(&file, &table).unwrap();
+    let splits = prepare(&request(&file)).unwrap();
+    assert_eq!((splits.train.len(), splits.validation.len(), splits.test.len()), (3, 1, 2));
+    std::fs::write(&file, table.replace("masks/a004", "masks/zzz")).unwrap();
+    let error = refused(&request(&file));
+    assert!(error.message.contains("line 6") && error.message.contains("zzz"), "{}", error.message);
+    std::fs::write(&file, table.replace(",val", ",vall")).unwrap();
+    assert!(refused(&request(&file)).message.contains("line 5"));
+}
+
+#[test]
+fn split_files_and_folds() {
+    let folder = tempfile::tempdir().unwrap();
+    discs(folder.path(), "a", 10, 0);
+    let file = folder.path().join("split.json");
+    std::fs::write(&file, r#"{"train":["a000","a001","a002"],"val":["a003"],"test":["a004","a005"]}"#).unwrap();
+    let splits = prepare(&Request { split: Some(file.clone()), ..request(folder.path()) }).unwrap();
+    assert_eq!((splits.train.len(), splits.validation.len(), splits.test.len()), (3, 1, 2));
+    std::fs::write(&file, r#"{"train":["a000"],"val":["a003"],"test":["b004"]}"#).unwrap();
+    let error = refused(&Request { split: Some(file), ..request(folder.path()) });
+    assert!(error.message.contains("b004") && error.hint.is_some());
+    let mut tested = Vec::new();
+    for fold in 0..5 {
+        let splits = prepare(&Request { fold: Some((5, fold)), ..request(folder.path()) }).unwrap();
+        tested.extend(ids(&splits.test));
+    }
+    tested.sort();
+    tested.dedup();
+    assert_eq!(tested.len(), 10, "every case is tested once");
+}
+
+#[test]
+fn broken_folders_say_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    assert!(refused(&request(at)).message.contains("found nothing"));
+    discs(at, "a", 4, 0);
+    std::fs::rename(at.join("masks/a002.png"), at.join("masks/a02.png")).unwrap();
+    let error = refused(&request(at));
+    assert!(error.message.contains("a002") && error.hint.unwrap().contains("a02"));
+    std::fs::rename(at.join("masks/a02.png"), at.join("masks/a002.png")).unwrap();
+    let small = segft::image::Labels { grid: segft::image::Grid::picture(5, 5), voxels: vec![1; 25] };
+    segft::io::picture::write_mask(&at.join("masks/a001.png"), &small).unwrap();
+    assert!(refused(&request(at)).message.contains("48 × 40 pixels, its mask 5 × 5"));
+    let error = refused(&Request { dataset: "phantm".into(), ..Request::default() });
+    assert_eq!((error.kind.exit_code(), error.hint.unwrap().contains("`phantom`")), (2, true));
+}
+
+#[test]
+fn polyp_without_data_and_network_says_all_ways_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let wish = Request { dataset: "polyp".into(), cache: cache.clone(), offline: true, ..Request::default() };
+    let error = refused(&wish);
+    let text = format!("{} {}", error.message, error.hint.unwrap());
+    assert_eq!(error.kind.exit_code(), 3);
+    for part in ["kvasir-seg.zip", "cache/polyp", "segft fetch polyp --from", "--dataset phantom"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let elsewhere = folder.path().join("kvasir");
+    discs(&elsewhere.join("Kvasir-SEG"), "k", 12, 0);
+    assert_eq!(prepare(&Request { data: Some(elsewhere), ..wish.clone() }).unwrap().dataset.cases.len(), 12);
+    discs(&cache.join("polyp"), "k", 9, 0);
+    assert_eq!(prepare(&wish).unwrap().dataset.cases.len(), 9);
+}
+
+#[test]
+fn real_layouts_are_read() {
+    let Some(shared) = common::shared() else { return };
+    for (name, cases) in [("kvasir/val", 130), ("hippocampus/val", 34)] {
+        let facts = facts(&shared.join("data").join(name)).unwrap();
+        assert_eq!((facts["n_cases"].as_u64(), facts["leaks"].as_array().unwrap().len()), (Some(cases), 0), "{name}");
+    }
+}
