@@ -2,8 +2,8 @@
 
 use super::{Case, Dataset, Form, Side};
 use crate::error::{Error, Result, nearest};
+use crate::io::stem;
 use crate::io::{nifti, picture};
-use crate::score::pairs::stem;
 use rayon::prelude::*;
 use serde_json::Value;
 use std::collections::BTreeMap;

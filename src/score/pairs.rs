@@ -6,6 +6,7 @@
 
 use super::Protocol;
 use crate::error::{Error, Result};
+use crate::io::stem;
 use crate::io::{nifti, picture};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -89,20 +90,6 @@ pub fn find(prediction: &Path, reference: &Path, missing: MissingPolicy, protoco
             .hint("give the file of that case in both places"))
         }
     }
-}
-
-/// The name without folder and ending: `a/b.nii.gz` is `b`.
-pub fn stem(path: &Path) -> String {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let lower = name.to_lowercase();
-    let ending = if nifti::is_nifti(path) {
-        let inner = lower.strip_suffix(".gz").unwrap_or(&lower);
-        lower.len() - inner.rfind('.').unwrap_or(inner.len())
-    } else {
-        path.extension().map_or(0, |e| e.to_string_lossy().len() + 1)
-    };
-    // Lower case may be of another length outside ASCII; then nothing is cut.
-    name.get(..name.len().saturating_sub(ending)).map_or(name.clone(), str::to_string)
 }
 
 /// The folder of references inside a data set's folder, or the folder itself.

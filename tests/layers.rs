@@ -1,0 +1,94 @@
+//! The table "who may import whom" in ARCHITECTURE.md is true of the sources.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Module → modules it may use, from the Markdown table.
+fn table() -> BTreeMap<String, BTreeSet<String>> {
+    let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let section = text.split("## Who may import whom").nth(1).unwrap().split("\n## ").next().unwrap();
+    let words = |cell: &str| -> BTreeSet<String> { cell.split('`').skip(1).step_by(2).map(String::from).collect() };
+    let rows = section.lines().filter(|l| l.starts_with("| `"));
+    rows.map(|row| {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').collect();
+        (words(cells[0]).pop_first().unwrap(), words(cells[1]))
+    })
+    .collect()
+}
+
+/// Every source file below a folder, with its text up to the tests at its foot.
+fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for path in std::fs::read_dir(folder).unwrap().flatten().map(|e| e.path()) {
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") && !path.to_string_lossy().ends_with("_tests.rs") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            found.push((path, text.split("#[cfg(test)]\nmod tests {").next().unwrap().to_string()));
+        }
+    }
+    found
+}
+
+/// The top-level module that a file belongs to.
+fn module(path: &Path) -> String {
+    let inner = path.strip_prefix(root().join("src")).unwrap();
+    inner.iter().next().unwrap().to_string_lossy().trim_end_matches(".rs").to_string()
+}
+
+/// Modules named as `crate::name` or inside `crate::{…}` outside of comments.
+fn used(text: &str) -> BTreeSet<String> {
+    let code: String = text.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let word = |s: &str| s.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    code.split("crate::").skip(1).map(word).filter(|w| !w.is_empty()).collect()
+}
+
+#[test]
+fn imports_go_as_the_table_says() {
+    let table = table();
+    let mut wrong = Vec::new();
+    let mut seen: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (path, text) in sources(&root().join("src")) {
+        let module = module(&path);
+        if ["main", "lib", "error"].contains(&module.as_str()) {
+            continue;
+        }
+        let Some(allowed) = table.get(&module) else {
+            wrong.push(format!("{}: module `{module}` is not in the table", path.display()));
+            continue;
+        };
+        for used in used(&text).into_iter().filter(|u| *u != module && u != "error") {
+            if !allowed.contains(&used) {
+                wrong.push(format!("{}: `{module}` uses `{used}`", path.display()));
+            }
+            seen.entry(module.clone()).or_default().insert(used);
+        }
+    }
+    for (module, allowed) in &table {
+        for idle in allowed.iter().filter(|a| !seen.get(module).is_some_and(|s| s.contains(*a))) {
+            wrong.push(format!("the table allows `{module}` to use `{idle}`, which it does not"));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn only_the_command_line_writes_to_stdout_and_only_the_network_knows_burn() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources(&root().join("src")) {
+        let module = module(&path);
+        if module != "cli" && (text.contains(" println!(") || text.contains(" print!(") || text.contains("io::stdout"))
+        {
+            wrong.push(format!("{} writes to stdout", path.display()));
+        }
+        if ["score", "data", "image", "io", "phantom", "method"].contains(&module.as_str()) && text.contains("burn::") {
+            wrong.push(format!("{} uses burn", path.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
