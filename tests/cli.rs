@@ -1,0 +1,182 @@
+//! What the program answers to mistakes, and the shapes of its JSON.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use common::{discs, fails, ok, segft, small_checkpoint};
+use serde_json::Value;
+
+#[test]
+fn mistakes_are_named_and_have_their_exit_codes() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    std::fs::create_dir(at.join("empty")).unwrap();
+    std::fs::write(at.join("broken.png"), b"not a picture").unwrap();
+    std::fs::write(at.join("broken.nii.gz"), b"not gzip").unwrap();
+    std::fs::write(at.join("broken.pth"), b"not a pickle").unwrap();
+    std::fs::write(at.join("bad.toml"), "epocs = 3\n").unwrap();
+    small_checkpoint(&at.join("small.safetensors"));
+    discs(&at.join("discs"), "a", 8, 0);
+    for (arguments, code, words) in [
+        (&["predict", "missing.png"][..], 2, &["missing.png", "no such file"][..]),
+        (&["predict", "discs/images/a000.png"], 2, &["no completed run", "segft train", "--box"]),
+        (&["predict", "discs/images/a000.png", "--run", "none"], 2, &["needs a prompt"]),
+        (&["predict", "broken.png", "--box", "1,1,5,5"], 3, &["broken.png"]),
+        (&["predict", "discs/images/a000.png", "--box", "1,1,500,5"], 2, &["48 × 40"]),
+        (&["train", "--dataset", "phantm"], 2, &["phantm", "`phantom`"]),
+        (&["train", "--dataset", "empty"], 3, &["found nothing", "images/"]),
+        (&["train", "--epoch", "3"], 2, &["--epochs"]),
+        (&["train", "--set", "epocs=3"], 2, &["epocs", "`epochs`"]),
+        (&["train", "--config", "bad.toml"], 2, &["bad.toml", "`epochs`"]),
+        (&["train", "--method", "gsp"], 2, &["`gps`"]),
+        (&["train", "--dataset", "discs", "--model", "broken.pth"], 3, &["broken.pth", "not a checkpoint"]),
+        (&["train", "--dataset", "discs", "--model", "sam_vit_b"], 3, &["segft fetch sam_vit_b"]),
+        (&["train", "--dataset", "discs", "--model", "tyni"], 2, &["`tiny`"]),
+        (&["train", "--dataset", "discs", "--out", "discs"], 2, &["--force"]),
+        (&["train", "--dataset", "discs", "--window", "abdomn"], 2, &["abdomen"]),
+        (&["train", "--resume"], 2, &["no unfinished run"]),
+        (&["score"], 2, &["no completed run"]),
+        (&["score", "--pred", "discs/masks"], 2, &["--ref"]),
+        (&["score", "--pred", "discs/masks", "--ref", "discs/masks", "--protocol", "plane"], 2, &["plain"]),
+        (&["info", "missing"], 2, &["missing"]),
+        (&["info", "broken.nii.gz"], 3, &["broken.nii.gz"]),
+        (&["export", "nowhere", "--to", "x.pth"], 2, &["nowhere"]),
+        (&["frobnicate"], 2, &["frobnicate"]),
+    ] {
+        let (got, error) = fails(at, arguments);
+        assert_eq!(got, code, "{arguments:?}: {error}");
+        for word in words {
+            assert!(error.contains(word), "{arguments:?} does not say `{word}`: {error}");
+        }
+    }
+    let left: Vec<_> = std::fs::read_dir(at).unwrap().flatten().map(|e| e.file_name()).collect();
+    assert!(!left.iter().any(|f| f.to_string_lossy().contains("_seg") || f == "runs"), "{left:?}");
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_missing_gpu_is_said_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    discs(folder.path(), "a", 8, 0);
+    let (code, error) = fails(folder.path(), &["train", "--dataset", ".", "--device", "cuda"]);
+    assert_eq!((code, error.contains("--features cuda")), (5, true), "{error}");
+}
+
+#[test]
+fn errors_are_json_too() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [&["info", "missing.nii", "--json"][..], &["info", "--jsn", "--json"]] {
+        let output = segft(folder.path(), arguments);
+        let error: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((error["error"]["kind"].as_str(), output.status.code()), (Some("usage"), Some(2)), "{error}");
+    }
+}
+
+#[test]
+fn weights_are_described_and_strictly_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    small_checkpoint(&at.join("small.safetensors"));
+    let info: Value = serde_json::from_str(&ok(at, &["info", "small.safetensors", "--json"])).unwrap();
+    assert_eq!((info["kind"].as_str(), info["format"].as_str()), (Some("checkpoint"), Some("safetensors")));
+    assert_eq!(info["n_tensors"].as_u64().unwrap() as usize, common::small_config().specs().len());
+    assert_eq!(info["sha256"].as_str().unwrap().len(), 64);
+
+    discs(&at.join("discs"), "a", 8, 0);
+    let mut tensors = segft::model::checkpoint::read(&at.join("small.safetensors")).unwrap().tensors;
+    let lost = tensors.remove("mask_decoder.iou_token.weight").unwrap();
+    tensors.insert("mask_decoder.iou_tokens.weight".into(), lost);
+    segft::model::checkpoint::write_safetensors(&at.join("renamed.safetensors"), &tensors).unwrap();
+    let (code, error) = fails(at, &["train", "--dataset", "discs", "--model", "renamed.safetensors"]);
+    assert_eq!(code, 3);
+    for part in ["missing `mask_decoder.iou_token.weight`", "unexpected `mask_decoder.iou_tokens.weight`", "nearest"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    // A header that claims more than the file holds.
+    let bytes = std::fs::read(at.join("small.safetensors")).unwrap();
+    std::fs::write(at.join("cut.safetensors"), &bytes[..bytes.len() - 100]).unwrap();
+    assert_eq!(fails(at, &["info", "cut.safetensors"]).0, 3);
+}
+
+/// A network of SAM's shape, 3.3 M weights: three steps and a prediction, within a bound on memory.
+#[test]
+fn a_larger_network_trains_within_its_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let config = segft::model::SamConfig { embed: 256, depth: 3, heads: 4, ..segft::model::SamConfig::tiny() };
+    let checkpoint = segft::model::checkpoint::random("wide", config, 1);
+    let weights_mib = 4.0 * checkpoint.counts().0 as f64 / f64::from(1 << 20);
+    segft::model::pth::write(&at.join("wide.pth"), &checkpoint.tensors).unwrap();
+    discs(&at.join("discs"), "a", 4, 0);
+    discs(&at.join("held-out"), "b", 1, 9);
+    let arguments = [
+        "train",
+        "--dataset",
+        "discs",
+        "--test",
+        "held-out",
+        "--model",
+        "wide.pth",
+        "--image-size",
+        "128",
+        "--batch",
+        "1",
+        "--epochs",
+        "1",
+        "--json",
+        "--out",
+        "run",
+    ];
+    let metrics: Value = serde_json::from_str(&ok(at, &arguments)).unwrap();
+    assert_eq!(metrics["steps"], 3);
+    assert_eq!(metrics["selected_encoder_weights"], 3 * 9 * 256 + 256 + 2 * 128);
+    let peak = metrics["peak_rss_mib"].as_f64().unwrap();
+    // The base, its copy on the device, summed gradients and one picture's gradients, and some for everything else.
+    assert!(peak < 6.0 * weights_mib + 120.0, "peak {peak} MiB with {weights_mib:.0} MiB of weights");
+    ok(at, &["predict", "held-out/images/b000.png", "--run", "run"]);
+    assert!(at.join("b000_seg.png").is_file());
+}
+
+#[test]
+fn a_volume_comes_back_on_its_own_grid() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    small_checkpoint(&at.join("small.safetensors"));
+    ok(at, &["data", "make", "phantom-volume", "--out", "volumes", "--count", "6"]);
+    let arguments = [
+        "train",
+        "--dataset",
+        "volumes",
+        "--model",
+        "small.safetensors",
+        "--epochs",
+        "1",
+        "--labels",
+        "1",
+        "--json",
+        "--out",
+        "run",
+    ];
+    let metrics: Value = serde_json::from_str(&ok(at, &arguments)).unwrap();
+    assert_eq!(metrics["n_cases"], 1);
+    let volume = std::fs::read_dir(at.join("volumes/images")).unwrap().flatten().next().unwrap().path();
+    ok(at, &["predict", volume.to_str().unwrap(), "--run", "run", "--out", "mask.nii.gz", "--prob"]);
+    let describe = |path: &str| -> Value { serde_json::from_str(&ok(at, &["info", path, "--json"])).unwrap() };
+    let (input, mask) = (describe(volume.to_str().unwrap()), describe("mask.nii.gz"));
+    for key in ["shape", "spacing_mm", "affine", "orientation"] {
+        assert_eq!(input[key], mask[key], "{key}");
+    }
+    assert_eq!(mask["dtype"], "uint8");
+    assert_eq!(describe("mask_prob.nii.gz")["dtype"], "float32");
+    // Nothing is replaced, and nothing is written over an input.
+    let (code, error) = fails(at, &["predict", volume.to_str().unwrap(), "--run", "run", "--out", "mask.nii.gz"]);
+    assert!(code == 2 && error.contains("--force"), "{error}");
+    let input = volume.to_str().unwrap();
+    assert_eq!(fails(at, &["predict", input, "--run", "run", "--out", input, "--force"]).0, 2);
+    // One broken input does not take the others with it.
+    std::fs::create_dir(at.join("mixed")).unwrap();
+    std::fs::copy(&volume, at.join("mixed/good.nii.gz")).unwrap();
+    std::fs::write(at.join("mixed/bad.nii.gz"), b"no").unwrap();
+    let (code, error) = fails(at, &["predict", "mixed", "--run", "run"]);
+    assert!(code == 1 && error.contains("bad.nii.gz") && at.join("mixed_seg/good.nii.gz").is_file(), "{error}");
+}
