@@ -175,6 +175,9 @@ impl Camera {
 
     /// The part of the picture that shows a polyp, by every `step`-th pixel of every `step`-th row.
     pub(super) fn polyp_share(&self, scene: &Scene, step: usize, shown: impl Fn(usize, usize) -> bool) -> f32 {
+        if scene.growths.iter().all(|growth| growth.material != Material::Polyp) {
+            return 0.0;
+        }
         let (mut rays, mut hits) = (0, 0);
         for y in (step / 2..self.height).step_by(step) {
             for x in (step / 2..self.width).step_by(step) {

@@ -23,9 +23,6 @@ pub(super) enum Material {
 /// Distances beyond this are the dark end of the tube.
 pub(super) const FAR: f32 = 9.0;
 
-/// Steepest slope of a fold's flank; the wall's field is scaled down by it.
-const WALL_SCALE: f32 = 0.62;
-
 #[derive(Debug, Clone, Copy, Default)]
 struct Fold {
     shift: f32,
@@ -49,6 +46,8 @@ pub(super) struct Tube {
     corners: f32,
     corner_towards: [f32; 2],
     folds: [Fold; 32],
+    /// The field is scaled down by this, because flanks of folds are steep.
+    scale: f32,
 }
 
 impl Tube {
@@ -71,7 +70,10 @@ impl Tube {
                 skew: draw.between(-0.25, 0.25) * spacing,
             };
         }
+        // The steepest point of (1 - s²)² has slope 1.54; bends and skews add a little.
+        let slope = folds.iter().map(|fold| 1.54 * fold.height / fold.half_width).fold(0.2, f32::max);
         Tube {
+            scale: 1.0 / (1.0 + slope * slope).sqrt(),
             bend: [draw.between(-0.06, 0.06), draw.between(-0.06, 0.06)],
             tilt: [draw.between(-0.3, 0.3), draw.between(-0.3, 0.3)],
             spacing,
@@ -106,7 +108,7 @@ impl Tube {
                 radius -= fold.height * profile * profile * reach * reach * (3.0 - 2.0 * reach);
             }
         }
-        (radius - r) * WALL_SCALE
+        (radius - r) * self.scale
     }
 
     /// The direction from the wall into the tube.

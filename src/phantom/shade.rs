@@ -143,6 +143,9 @@ impl Tissue {
         let warp = self.noise.at(p * (2.0 * frequency)) * 0.22;
         let q = p * frequency + vec3(warp, -warp, warp);
         let presence = smoothstep(-0.25, 0.35, self.noise.at(q * 0.37 + vec3(5.0, 9.0, 2.0)));
+        if presence <= 0.0 {
+            return 0.0;
+        }
         let line = |at: Vec3, thin: f32| {
             // Lines never get thinner than a pixel, fainter instead.
             let widest = 0.7 / (frequency * footprint);
@@ -214,7 +217,11 @@ impl Tissue {
         let shine = bumped.dot(half).max(0.0);
         let shine = [0; 6].iter().fold(shine, |s, _| s * s);
         let edge = if material == Material::Debris { 0.95 } else { mix(0.93, 0.6, self.wet) };
-        let highlight = smoothstep(edge, edge + 0.1, shine + 0.12 * self.noise.at(p * 23.0)) * (1.2 / (near + 0.15));
+        // Broken by a little noise, which is not asked for where it could not matter.
+        let highlight = match shine + 0.12 > edge {
+            true => smoothstep(edge, edge + 0.1, shine + 0.12 * self.noise.at(p * 23.0)) * (1.2 / (near + 0.15)),
+            false => 0.0,
+        };
         std::array::from_fn(|n| {
             let reflected = albedo[n] * mix(1.0, [1.0, 0.75, 0.7][n], deep);
             irradiance * reflected + highlight * [1.0, 0.97, 0.93][n]
