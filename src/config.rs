@@ -181,6 +181,10 @@ impl Config {
         for (key, value) in flags.as_object().into_iter().flatten().filter(|(_, v)| !v.is_null()) {
             put(key, value.clone(), "the flags")?;
         }
+        // Read once by themselves: their errors offer the nearest name, which serde would drop.
+        let text = |key: &str| layers.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
+        text("window").parse::<Window>()?;
+        text("axis").parse::<Axis>()?;
         let config: Config = serde_json::from_value(Value::Object(layers))
             .map_err(|e| Error::usage(format!("configuration: {e}")).hint("see `segft train --help`"))?;
         config.check()?;

@@ -62,7 +62,7 @@ pub struct PlironOptions {
 #[derive(Clone, Debug)]
 pub struct NvptxModule {
     pub ir: String,
-    pub ptx: Vec<u8>,
+    pub ptx: Vec<core::ffi::c_char>,
     pub shared_memory_size: usize,
     pub io: Vec<BufferIOAttr>,
 }
