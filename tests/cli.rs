@@ -1,5 +1,5 @@
 //! What the program answers to mistakes, and the shapes of its JSON.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 mod common;
 

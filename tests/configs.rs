@@ -1,5 +1,5 @@
 //! Every file in configs/ is a configuration that segft takes.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 use segft::config::Config;
 use std::path::Path;

@@ -1,5 +1,5 @@
 //! Layouts, splits and the leak rules, on folders made here.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Downloads against a server on 127.0.0.1 that breaks off, ignores ranges, changes its file or lies.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 mod common;
 

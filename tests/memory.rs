@@ -2,7 +2,7 @@
 //!
 //! The allocator counts requests of exactly the encoder matrices' sizes; shapes are chosen so that no activation has
 //! them, and the scratch panels of matrix products, told by their alignment, are left out. The same count on a full fine-tuning step is above zero, so the test can fail.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 #![allow(unsafe_code, reason = "a global allocator is unsafe by its trait; it only counts and passes on")]
 
 mod common;

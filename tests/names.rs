@@ -1,5 +1,5 @@
 //! Names and shapes of the official checkpoints, against the lists of the published models.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 mod common;
 

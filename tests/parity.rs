@@ -2,6 +2,7 @@
 //!
 //! `SEGFT_PARITY_DIR` names another folder of the same form (manifest.json, checkpoint.pth, checkpoint.safetensors,
 //! expected.safetensors) to check any other shape; the default is the small SAM in tests/parity.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 use burn::tensor::{Device, Tensor, TensorData};
 use segft::image::{Fit, Picture, Resize};

@@ -2,7 +2,7 @@
 //!
 //! The zoo is read from `SEGFT_SHARED` (default `../shared` beside the repository), folder `data/nifti`; without it
 //! that one test says so and passes. Everything else is made here.
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests may fail loudly")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 use flate2::{Compression, write::GzEncoder};
 use rand::{RngExt, SeedableRng};

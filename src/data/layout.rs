@@ -165,7 +165,7 @@ fn check(mut dataset: Dataset) -> Result<Dataset> {
     if dataset.cases.is_empty() {
         return Err(Error::data("no case in this data set").at(&dataset.root));
     }
-    for pair in dataset.cases.windows(2).filter(|p| p[0].id == p[1].id) {
+    if let Some(pair) = dataset.cases.windows(2).find(|p| p[0].id == p[1].id) {
         let (a, b) = (pair[0].image.display(), pair[1].image.display());
         return Err(Error::data(format!("two pictures are called `{}`: `{a}` and `{b}`", pair[0].id)).at(&dataset.root));
     }

@@ -119,7 +119,7 @@ pub fn prepare(request: &Request) -> Result<Splits> {
     let dataset = named::open(request)?;
     let other = |path: &Option<PathBuf>| path.as_ref().map(|p| layout::open(&named::name_of(p), p)).transpose();
     let (val, test) = (other(&request.val)?, other(&request.test)?);
-    for set in [&val, &test].into_iter().flatten().filter(|set| set.form != dataset.form) {
+    if let Some(set) = [&val, &test].into_iter().flatten().find(|set| set.form != dataset.form) {
         return Err(Error::data("pictures and volumes are not mixed").at(&set.root));
     }
     let sets = [Some(&dataset), val.as_ref(), test.as_ref()];
