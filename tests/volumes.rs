@@ -482,3 +482,19 @@ fn damaged_files_are_errors_and_never_a_panic() {
         }
     }
 }
+
+#[test]
+fn another_reader_finds_the_same_voxels() {
+    use nifti::{IntoNdArray, NiftiObject, ReaderOptions};
+    let folder = folder();
+    let path = folder.path().join("labels.nii.gz");
+    let grid = Grid { shape: [4, 3, 2], ..Grid::picture(1, 1) };
+    let labels = segft::image::Labels { grid: grid.clone(), voxels: (0..24).collect() };
+    write_labels(&path, &labels, &Template::of_grid(&grid)).unwrap();
+    let read = ReaderOptions::new().read_file(&path).unwrap();
+    let voxels: ndarray::ArrayD<u16> = read.into_volume().into_ndarray().unwrap();
+    assert_eq!(voxels.shape(), [4, 3, 2]);
+    for (index, value) in voxels.indexed_iter() {
+        assert_eq!(usize::from(*value), index[0] + 4 * (index[1] + 3 * index[2]));
+    }
+}

@@ -245,6 +245,9 @@ fn load(
         }
         let base = base::load(request.model.as_deref().unwrap_or("tiny"))?;
         progress.line(format!("base model {} ({})", base.name, base.origin));
+        if let Some(warning) = base::warning(&base) {
+            progress.warn(warning);
+        }
         let preprocessing = Preprocessing::new(base.config.image_size);
         let sam = base.into_sam(device);
         return Ok((Predictor::new(&sam, &preprocessing, device), request.threshold.unwrap_or(0.5), None));
