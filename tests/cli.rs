@@ -180,3 +180,22 @@ fn a_volume_comes_back_on_its_own_grid() {
     let (code, error) = fails(at, &["predict", "mixed", "--run", "run"]);
     assert!(code == 1 && error.contains("bad.nii.gz") && at.join("mixed_seg/good.nii.gz").is_file(), "{error}");
 }
+
+#[test]
+fn a_hostile_pickle_is_not_executed() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    discs(&at.join("discs"), "a", 8, 0);
+    // os.system("touch executed"), as a pickle in protocol 0 and inside a zip as torch.save would lay it out.
+    let pickle = b"cos\nsystem\n(S'touch executed'\ntR.";
+    std::fs::write(at.join("plain.pth"), pickle).unwrap();
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    zip.start_file("archive/data.pkl", zip::write::SimpleFileOptions::default()).unwrap();
+    std::io::Write::write_all(&mut zip, pickle).unwrap();
+    std::fs::write(at.join("zipped.pth"), zip.finish().unwrap().into_inner()).unwrap();
+    for file in ["plain.pth", "zipped.pth"] {
+        assert_eq!(fails(at, &["train", "--dataset", "discs", "--model", file]).0, 3, "{file}");
+        let _ = segft(at, &["info", file]);
+        assert!(!at.join("executed").exists(), "{file} was executed");
+    }
+}

@@ -172,3 +172,70 @@ impl<B: ChosenEntries, C: CheckpointStrategy> ChosenEntries for Autodiff<B, C> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::weights::{HostTensor, Kind, Part, WeightSpec, Weights, to_vec};
+    use burn::tensor::Device;
+    use std::collections::BTreeMap;
+
+    /// 300 tokens, 7 inputs, 5 outputs: more tokens than one block of any kernel.
+    fn layer() -> (Tensor<2>, Weights) {
+        let wave = |n: usize, step: f32| (0..n).map(|i| (i as f32 * step).sin()).collect::<Vec<f32>>();
+        let x = Tensor::<2>::from_data(TensorData::new(wave(300 * 7, 0.37), [300, 7]), &Device::flex());
+        let spec = WeightSpec {
+            name: "w.weight".into(),
+            kind: Kind::Linear,
+            part: Part::ImageEncoder,
+            shape: vec![5, 7],
+            prompt_free: true,
+        };
+        let host = HostTensor { shape: vec![5, 7], data: wave(35, 1.1) };
+        (x, Weights::new(vec![spec], BTreeMap::from([("w.weight".into(), host)]), &Device::flex()))
+    }
+
+    /// Gradients of Σ y² by x and by the trained values.
+    fn gradients(x: &Tensor<2>, weight: &Weight) -> (Vec<f32>, Vec<f32>) {
+        let x = x.clone().autodiff().require_grad();
+        let y = project(x.clone(), weight);
+        let grads = (y.clone() * y).sum().backward();
+        let leaf = weight.chosen.as_ref().map(|c| &c.values).unwrap_or(&weight.value);
+        (to_vec(x.grad(&grads).unwrap()), to_vec(leaf.grad(&grads).unwrap()))
+    }
+
+    #[test]
+    fn chosen_entries_have_the_dense_gradient() {
+        let (x, weights) = layer();
+        let (mut dense, mut sparse) =
+            (weights.get("w.weight").unwrap().clone(), weights.get("w.weight").unwrap().clone());
+        let chosen = [0u32, 8, 20, 21, 34];
+        dense.train_all();
+        sparse.train_chosen(&chosen, &Device::flex());
+        let ((dx, dw), (sx, sw)) = (gradients(&x, &dense), gradients(&x, &sparse));
+        let near = |a: f32, b: f32| (a - b).abs() <= 1e-4 * (1.0 + b.abs());
+        assert!(dx.iter().zip(&sx).all(|(a, b)| near(*b, *a)));
+        assert!(chosen.iter().zip(&sw).all(|(i, b)| near(*b, dw[*i as usize])), "{sw:?} {dw:?}");
+    }
+
+    #[test]
+    fn chosen_entries_have_the_finite_difference() {
+        let (x, weights) = layer();
+        let mut weight = weights.get("w.weight").unwrap().clone();
+        weight.train_chosen(&[8, 20], &Device::flex());
+        let gradient = gradients(&x, &weight).1;
+        let loss = |at: usize, by: f32| {
+            let mut moved = weight.clone();
+            let mut values = to_vec(moved.chosen.as_ref().unwrap().values.clone());
+            values[at] += by;
+            moved.set_chosen(Tensor::from_data(TensorData::new(values, [2]), &Device::flex()));
+            let y = project(x.clone(), &moved).without_autodiff();
+            to_vec((y.clone() * y).sum())[0]
+        };
+        for (at, exact) in gradient.iter().enumerate() {
+            // The loss is quadratic in each value: central differences are exact but for rounding.
+            let difference = (loss(at, 0.05) - loss(at, -0.05)) / 0.1;
+            assert!((difference - exact).abs() <= 2e-2 * exact.abs().max(1.0), "{difference} against {exact}");
+        }
+    }
+}
