@@ -19,7 +19,8 @@ impl Run {
     /// A new folder: the given one, or the next free `runs/<dataset>-<method>-<n>`.
     ///
     /// # Errors
-    /// A usage error when the given folder exists and holds something; a job error when it cannot be made.
+    /// A usage error when the given folder exists and holds something (with `--force`: something that is not a run); a
+    /// job error when it cannot be made.
     pub fn create(given: Option<&Path>, dataset: &str, method: &str, force: crate::io::Replace) -> Result<Run> {
         let folder = match given {
             Some(folder) => {
@@ -28,6 +29,12 @@ impl Run {
                     return Err(Error::usage("the run folder exists already")
                         .at(folder)
                         .hint("choose another --out, go on with --resume, or replace it with --force"));
+                }
+                // `--force` replaces a run, never somebody's other folder.
+                if taken && !folder.join("config.toml").is_file() {
+                    return Err(Error::usage("this folder holds something that is not a run")
+                        .at(folder)
+                        .hint("choose another --out"));
                 }
                 if taken {
                     std::fs::remove_dir_all(folder).map_err(|e| Error::writing(folder, &e))?;

@@ -33,6 +33,8 @@ fn mistakes_are_named_and_have_their_exit_codes() {
         (&["train", "--dataset", "discs", "--model", "sam_vit_b"], 3, &["segft fetch sam_vit_b"]),
         (&["train", "--dataset", "discs", "--model", "tyni"], 2, &["`tiny`"]),
         (&["train", "--dataset", "discs", "--out", "discs"], 2, &["--force"]),
+        (&["train", "--dataset", "discs", "--out", "discs", "--force"], 2, &["not a run"]),
+        (&["train", "--dataset", "discs", "--image-size", "100"], 2, &["multiple", "96"]),
         (&["train", "--dataset", "discs", "--window", "abdomn"], 2, &["abdomen"]),
         (&["train", "--resume"], 2, &["no unfinished run"]),
         (&["score"], 2, &["no completed run"]),

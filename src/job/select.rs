@@ -2,12 +2,12 @@
 
 use crate::config::Config;
 use crate::data::{self, Splits};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::job::base;
 use crate::method::{self, GradientTable};
-use crate::model::Sam;
 use crate::model::checkpoint::Checkpoint;
-use crate::predict::prompt_free_logits;
+use crate::model::{Sam, SamConfig};
+use crate::predict::{Preprocessing, prompt_free_logits};
 use crate::progress::Progress;
 use crate::train::batch::{self, Augment, Sample};
 use crate::train::loss::loss;
@@ -33,6 +33,24 @@ pub fn request(config: &Config) -> data::Request {
     }
 }
 
+/// How cases are brought into this network.
+///
+/// # Errors
+/// A usage error when the size is no whole number of patches.
+pub fn preprocessing(config: &Config, sam: &SamConfig) -> Result<Preprocessing> {
+    let preprocessing = config.preprocessing(sam.image_size);
+    let size = preprocessing.image_size;
+    if size == 0 || !size.is_multiple_of(sam.patch) || size > 4096 {
+        let near = (size.min(4096) / sam.patch).max(1) * sam.patch;
+        return Err(Error::usage(format!(
+            "--image-size {size} is not a multiple of the patch of {} pixels",
+            sam.patch
+        ))
+        .hint(format!("use {near}; at most 4096")));
+    }
+    Ok(preprocessing)
+}
+
 /// Runs only the selection and writes it.
 ///
 /// # Errors
@@ -45,7 +63,7 @@ pub fn run(config: &Config, to: &Path, progress: &Progress) -> Result<Selection>
     if let Some(warning) = base::warning(&checkpoint) {
         progress.warn(warning);
     }
-    let preprocessing = config.preprocessing(checkpoint.config.image_size);
+    let preprocessing = preprocessing(config, &checkpoint.config)?;
     let samples = batch::load(&splits.train, splits.dataset.form, &preprocessing)?;
     let about = about(&checkpoint);
     let sam = checkpoint.into_sam(&device.device);

@@ -47,6 +47,7 @@ pub fn start(config: Config, replace: Replace, progress: &Progress) -> Result<Ou
     let device = device::choose(&config.device)?;
     let splits = data::prepare(&select::request(&config))?;
     let base = base::load(&config.model)?;
+    select::preprocessing(&config, &base.config)?;
     let run = Run::create(config.out.as_deref(), &splits.dataset.name, &config.method, replace)?;
     let lock = run.lock()?;
     let text = config.to_toml()?;
@@ -90,9 +91,9 @@ impl Job<'_> {
         let (config, run, splits, progress) = (&self.config, &self.run, &self.splits, self.progress);
         progress.log_to(&run.log());
         self.introduce(&base);
-        self.write_record(&base, None)?;
+        self.record(&select::about(&base), None)?;
         let method = method::find(&config.method)?;
-        let preprocessing = config.preprocessing(base.config.image_size);
+        let preprocessing = select::preprocessing(config, &base.config)?;
         let samples = batch::load(&splits.train, splits.dataset.form, &preprocessing)?;
         let validation = Reference::read(&splits.validation, splits.dataset.form, &preprocessing)?;
 
@@ -121,15 +122,16 @@ impl Job<'_> {
         let proof = self.finish(&sam, &old, &plan, &before, &about, &preprocessing, threshold)?;
         let report = self.test(&sam, &preprocessing, threshold)?;
         let metrics = self.metrics(&report, &counts, &proof, &state, [parameters, encoder_parameters], threshold)?;
+        let text = serde_json::to_string_pretty(&metrics).map_err(|e| Error::job(format!("metrics: {e}")))?;
         if !proof.moved.is_empty() {
+            write_atomic(&run.metrics(), |to| to.write_all(text.as_bytes()))?;
             return Err(Error::job(format!("weights moved that must not: {}", proof.moved.join(", ")))
                 .at(&run.folder)
                 .hint("this is a defect of segft: please report it with the run's log.txt"));
         }
-        self.write_record_of_end(&about, &state)?;
+        self.record(&about, Some(&state))?;
         let table = report.csv()?;
         write_atomic(&run.per_case(), |to| to.write_all(table.as_bytes()))?;
-        let text = serde_json::to_string_pretty(&metrics).map_err(|e| Error::job(format!("metrics: {e}")))?;
         write_atomic(&run.metrics(), |to| to.write_all(text.as_bytes()))?;
         run.mark_latest()?;
         Ok(Outcome { run: run.clone(), report, metrics })
@@ -350,14 +352,6 @@ impl Job<'_> {
             all.extend(own.clone());
         }
         Ok(metrics)
-    }
-
-    fn write_record(&self, base: &Checkpoint, state: Option<&State>) -> Result<()> {
-        self.record(&select::about(base), state)
-    }
-
-    fn write_record_of_end(&self, base: &(String, String), state: &State) -> Result<()> {
-        self.record(base, Some(state))
     }
 
     /// What a reader needs to know where the numbers come from. Case ids only: nothing of a patient's header.
