@@ -58,7 +58,7 @@ pub struct Config {
     pub image_size: Option<usize>,
     /// `longest-side` or `square`.
     pub resize: Resize,
-    /// `mild` or `none`.
+    /// `mild`, `strong` or `none`.
     pub augment: String,
     /// Epochs without a better validation mDice before training stops.
     pub patience: usize,
@@ -229,14 +229,18 @@ impl Config {
 
     /// Whether training pictures are varied.
     pub fn augment(&self) -> Augment {
-        if self.augment == "none" { Augment::Off } else { Augment::Mild }
+        match self.augment.as_str() {
+            "none" => Augment::Off,
+            "strong" => Augment::Strong,
+            _ => Augment::Mild,
+        }
     }
 
     fn check(&self) -> Result<()> {
         let wrong = |m: String| Err(Error::usage(m));
         crate::method::find(&self.method)?;
-        if !["mild", "none"].contains(&self.augment.as_str()) {
-            return wrong(format!("--augment is `{}`, expected mild or none", self.augment));
+        if !["mild", "strong", "none"].contains(&self.augment.as_str()) {
+            return wrong(format!("--augment is `{}`, expected mild, strong or none", self.augment));
         }
         if self.k == 0 || self.batch == 0 || self.epochs == 0 || self.patience == 0 {
             return wrong("--k, --batch, --epochs and --patience must be at least 1".into());

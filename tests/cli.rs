@@ -105,7 +105,16 @@ fn weights_are_described_and_strictly_loaded() {
 fn a_larger_network_trains_within_its_memory() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    let config = segft::model::SamConfig { embed: 256, depth: 3, heads: 4, ..segft::model::SamConfig::tiny() };
+    let config = segft::model::SamConfig {
+        embed: 256,
+        depth: 3,
+        heads: 4,
+        window: 8,
+        global: vec![2],
+        out_chans: 128,
+        stem: None,
+        ..segft::model::SamConfig::tiny()
+    };
     let checkpoint = segft::model::checkpoint::random("wide", config, 1);
     let weights_mib = 4.0 * checkpoint.counts().0 as f64 / f64::from(1 << 20);
     segft::model::pth::write(&at.join("wide.pth"), &checkpoint.tensors).unwrap();

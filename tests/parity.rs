@@ -8,7 +8,9 @@ use burn::tensor::{Device, Tensor, TensorData};
 use segft::image::{Fit, Picture, Resize};
 use segft::io::safetensors::{Reader, values};
 use segft::method::{self, Settings};
-use segft::model::sam::{Decoded, Masks, PointLabel, Prompt, image_encoder, logits_fullsize, prompt_encoder};
+use segft::model::sam::{
+    Decoded, Embedding, Masks, PointLabel, Prompt, image_encoder, logits_fullsize, prompt_encoder,
+};
 use segft::model::weights::to_vec;
 use segft::model::{Sam, SamConfig, checkpoint};
 use segft::predict::prompt_free_logits;
@@ -72,6 +74,7 @@ fn sam(file: &str) -> Sam {
         decoder_mlp: number("decoder_mlp"),
         decoder_heads: number("decoder_heads"),
         iou_hidden: number("iou_hidden"),
+        stem: None,
     };
     assert_eq!(checkpoint.config, want, "the configuration is read off the shapes");
     checkpoint.into_sam(&Device::flex())
@@ -93,7 +96,7 @@ fn parity_of_the_image_encoder() {
         for (i, block) in stages.blocks.into_iter().enumerate() {
             expected.check(&format!("encoder.block.{i}"), block);
         }
-        expected.check("encoder.output", stages.output);
+        expected.check("encoder.output", stages.output.coarse);
     }
 }
 
@@ -104,7 +107,7 @@ fn parity_of_prompts_and_masks() {
     expected.check("prompt.dense_pe", prompt_encoder::dense_positions(&sam.config, &sam.weights, s));
     let output: Tensor<4> = expected.tensor("encoder.output");
     let [_, c, h, w] = output.dims();
-    let embedding = output.slice([0..1, 0..c, 0..h, 0..w]);
+    let embedding = Embedding { coarse: output.slice([0..1, 0..c, 0..h, 0..w]), fine: None };
 
     let coords = expected.0.floats("prompt.points.coords").unwrap();
     let labels = values(&expected.0.bytes("prompt.points.labels").unwrap(), i64::from_le_bytes);
@@ -162,7 +165,7 @@ fn parity_of_the_whole_predictor() {
     let pixels = Tensor::<4>::from_data(TensorData::new(fit.normalised(&want), [1, 3, size, size]), &Device::flex());
     expected.check("pipeline.preprocessed", pixels.clone());
     let embedding = sam.embed(pixels);
-    expected.check("pipeline.embedding", embedding.clone());
+    expected.check("pipeline.embedding", embedding.coarse.clone());
     let bounds: [f32; 4] = expected.0.floats("pipeline.box_resized").unwrap().try_into().unwrap();
     let prompt = Prompt { points: vec![], bounds: Some(bounds) };
     let decoded = sam.decode(embedding, &[prompt], None, Masks::Multi);

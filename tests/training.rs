@@ -113,6 +113,14 @@ fn same_seed_same_bytes_whatever_the_threads() {
 }
 
 #[test]
+fn a_given_time_is_used() {
+    let folder = workplace();
+    let metrics = train(folder.path(), "timed", &["--minutes", "0.02"]);
+    assert!(metrics["seconds"].as_f64().unwrap() >= 1.2, "{metrics}");
+    assert!(metrics["epochs"].as_u64().unwrap() >= 2, "{metrics}");
+}
+
+#[test]
 fn validation_and_test_do_not_reach_the_selection() {
     let folder = workplace();
     let at = folder.path();

@@ -2,6 +2,7 @@
 
 use crate::io::Replace;
 use crate::job::predict::{Probabilities, Request, Weights};
+use crate::job::prompt::Taken;
 use crate::job::score::What;
 use crate::score::pairs::MissingPolicy;
 use crate::score::{Empty, Options, Protocol};
@@ -80,6 +81,10 @@ pub(super) enum Command {
     /// Make, check, split and list data sets
     #[command(subcommand)]
     Data(DataCommand),
+    /// Make the embedded model again, or another one, by a recipe (advanced)
+    Pretrain(Pretrain),
+    /// Seconds and memory of one kind of work, with random weights
+    Bench(Bench),
     /// Devices, cache and versions
     Doctor,
     /// Completions for a shell
@@ -87,6 +92,76 @@ pub(super) enum Command {
         /// bash, zsh, fish, elvish or powershell
         shell: clap_complete::Shell,
     },
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Pretrain {
+    /// The recipe: a TOML file, as configs/pretrain-tiny.toml
+    #[arg(long, value_name = "FILE", required_unless_present = "resume", conflicts_with = "resume")]
+    config: Option<PathBuf>,
+    /// Where the folders that the recipe names are
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    data: PathBuf,
+    /// The folder to write
+    #[arg(long, value_name = "DIR", default_value = "pretraining")]
+    out: PathBuf,
+    /// Go on with what is in the folder
+    #[arg(long)]
+    resume: bool,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Threads [default: all processors]
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+impl Pretrain {
+    pub(super) fn request(self) -> crate::job::pretrain::Request {
+        let Pretrain { config, data, out, resume, device, .. } = self;
+        crate::job::pretrain::Request { recipe: config, data, out, resume, device }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Bench {
+    /// tiny, vit_t, vit_b, vit_l or vit_h
+    #[arg(long, default_value = "tiny")]
+    model: String,
+    /// Side of the square; the model's own by default
+    #[arg(long)]
+    image: Option<usize>,
+    /// encode, predict, or a method for one training step of it
+    #[arg(long, default_value = "gps")]
+    mode: String,
+    /// Pictures at once
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// Entries per neuron in mode gps
+    #[arg(long, default_value_t = 1)]
+    k: usize,
+    /// Timed repetitions
+    #[arg(long, default_value_t = 3)]
+    steps: usize,
+    /// Repetitions before those
+    #[arg(long, default_value_t = 1)]
+    warmup: usize,
+    /// Threads; all processors by default
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// f32
+    #[arg(long, default_value = "f32", value_parser = ["f32"])]
+    dtype: String,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
+
+impl Bench {
+    pub(super) fn request(self) -> crate::job::bench::Request {
+        let Bench { model, image, mode, batch, k, steps, warmup, device, .. } = self;
+        crate::job::bench::Request { model, image, mode, batch, k, steps, warmup, device }
+    }
 }
 
 #[derive(Subcommand, Debug)]
@@ -258,7 +333,7 @@ pub(super) struct Training {
     /// longest-side or square [default: longest-side]
     #[arg(long, help_heading = "Training")]
     resize: Option<String>,
-    /// mild or none [default: mild]
+    /// mild, strong or none [default: mild]
     #[arg(long, help_heading = "Training")]
     augment: Option<String>,
     /// Probability of foreground [default: chosen on validation]
@@ -341,6 +416,12 @@ pub(super) struct Predict {
     /// x,y[,0|1] in pixels; i,j,k[,0|1] in voxels, or mm:x,y,z in RAS (repeatable)
     #[arg(long = "point", value_name = "POINT", allow_hyphen_values = true)]
     points: Vec<String>,
+    /// Take the prompt from a reference, to judge a promptable model; slices without foreground get none
+    #[arg(long, value_name = "none|box|point", requires = "reference", conflicts_with_all = ["boxes", "points"])]
+    prompt: Option<Taken>,
+    /// That reference: a file, or a folder with a file of each input's name
+    #[arg(long = "ref", value_name = "PATH", requires = "prompt")]
+    reference: Option<PathBuf>,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
@@ -367,6 +448,7 @@ impl Predict {
             probabilities: if self.prob { Probabilities::Written } else { Probabilities::Skipped },
             boxes: self.boxes.clone(),
             points: self.points.clone(),
+            taken: self.prompt.zip(self.reference.clone()),
             device: self.device.clone(),
         }
     }

@@ -140,6 +140,16 @@ fn run(cli: Cli) -> Result<()> {
         },
         Command::Fetch(flags) => fetch(&flags, &progress, &answer),
         Command::Data(command) => data_command(command, replace, &answer),
+        Command::Pretrain(flags) => {
+            crate::device::limit_threads(flags.threads)?;
+            let made = job::pretrain::run(&flags.request(), replace, &progress)?;
+            answer(made.clone(), crate::info::text(&made))
+        }
+        Command::Bench(flags) => {
+            crate::device::limit_threads(flags.threads)?;
+            let figures = job::bench::run(&flags.request())?;
+            answer(figures.clone(), figures.to_string())
+        }
         Command::Doctor => {
             let facts = print::doctor();
             answer(facts.clone(), crate::info::text(&facts))

@@ -111,6 +111,14 @@ pub struct Splits {
     pub contents: BTreeMap<PathBuf, String>,
 }
 
+/// Finds the set and detects its layout, undivided.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn open(request: &Request) -> Result<Dataset> {
+    named::open(request)
+}
+
 /// Finds the set, detects its layout, divides it and checks that nothing leaks.
 ///
 /// # Errors

@@ -14,9 +14,13 @@ use std::path::Path;
 /// A header larger than this is not that of a network's weights.
 const MAX_HEADER: u64 = 64 << 20;
 
+/// A file, or bytes that are compiled in.
+trait Source: Read + Seek {}
+impl<S: Read + Seek> Source for S {}
+
 /// An open file: names, types and shapes are known, values are not read yet.
 pub struct Reader {
-    file: File,
+    source: Box<dyn Source>,
     data_start: u64,
     metadata: Metadata,
     path: std::path::PathBuf,
@@ -28,24 +32,36 @@ impl Reader {
     /// # Errors
     /// A weights error when the header is no safetensors header or claims more than the file holds.
     pub fn open(path: &Path) -> Result<Reader> {
-        let bad = |m: String| Error::weights(m).at(path).hint("the file is damaged or not safetensors: fetch it again");
-        let mut file = File::open(path).map_err(|e| Error::reading(path, &e))?;
+        let file = File::open(path).map_err(|e| Error::reading(path, &e))?;
         let length = file.metadata().map_err(|e| Error::reading(path, &e))?.len();
+        Reader::new(Box::new(file), length, path)
+    }
+
+    /// Reads bytes that are compiled in; `name` stands for the path in errors.
+    ///
+    /// # Errors
+    /// As [`Reader::open`].
+    pub fn embedded(bytes: &'static [u8], name: &str) -> Result<Reader> {
+        Reader::new(Box::new(std::io::Cursor::new(bytes)), bytes.len() as u64, Path::new(name))
+    }
+
+    fn new(mut source: Box<dyn Source>, length: u64, path: &Path) -> Result<Reader> {
+        let bad = |m: String| Error::weights(m).at(path).hint("the file is damaged or not safetensors: fetch it again");
         let mut size = [0u8; 8];
-        file.read_exact(&mut size).map_err(|_| bad(format!("not a safetensors file: {length} bytes in all")))?;
+        source.read_exact(&mut size).map_err(|_| bad(format!("not a safetensors file: {length} bytes in all")))?;
         let size = u64::from_le_bytes(size);
         if size > MAX_HEADER || size + 8 > length {
             return Err(bad(format!("not a safetensors file: it claims a header of {size} bytes and holds {length}")));
         }
         let mut header = vec![0u8; size as usize];
-        file.read_exact(&mut header).map_err(|e| Error::reading(path, &e))?;
+        source.read_exact(&mut header).map_err(|e| Error::reading(path, &e))?;
         let metadata: Metadata =
             serde_json::from_slice(&header).map_err(|e| bad(format!("damaged safetensors header: {e}")))?;
         let (claimed, held) = (metadata.data_len() as u64, length - 8 - size);
         if claimed != held {
             return Err(bad(format!("the header claims {claimed} bytes of tensors, the file holds {held}")));
         }
-        Ok(Reader { file, data_start: 8 + size, metadata, path: path.to_path_buf() })
+        Ok(Reader { source, data_start: 8 + size, metadata, path: path.to_path_buf() })
     }
 
     /// Free-form strings of the header.
@@ -68,9 +84,9 @@ impl Reader {
         })?;
         let (start, end) = info.data_offsets;
         let mut bytes = vec![0u8; end - start];
-        self.file
+        self.source
             .seek(SeekFrom::Start(self.data_start + start as u64))
-            .and_then(|_| self.file.read_exact(&mut bytes))
+            .and_then(|_| self.source.read_exact(&mut bytes))
             .map_err(|e| Error::reading(&self.path, &e))?;
         Ok(bytes)
     }

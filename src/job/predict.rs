@@ -2,12 +2,12 @@
 
 use super::base;
 use super::case::Input;
+use super::prompt::{self, Taken};
 use crate::data::Form;
 use crate::error::{Error, Kind, Result};
-use crate::image::{Grid, SliceFrame};
+use crate::image::SliceFrame;
 use crate::io::stem;
 use crate::io::{Replace, check_free, nifti, picture as pictures};
-use crate::model::sam::PointLabel;
 use crate::predict::{Predictor, Preprocessing, Prompts};
 use crate::progress::Progress;
 use crate::run::Run;
@@ -47,6 +47,8 @@ pub struct Request {
     pub boxes: Vec<String>,
     /// Points as given: `x,y[,0|1]`, in volumes `i,j,k[,0|1]` or `mm:x,y,z[,0|1]`.
     pub points: Vec<String>,
+    /// Prompts taken from references instead: the kind, and a file or folder.
+    pub taken: Option<(Taken, PathBuf)>,
     /// `auto`, `cpu`, `cuda`, `cuda:N`.
     pub device: String,
 }
@@ -223,7 +225,7 @@ fn load(
     device: &burn::tensor::Device,
     progress: &Progress,
 ) -> Result<(Predictor, f32, Option<Form>)> {
-    let prompted = !request.boxes.is_empty() || !request.points.is_empty();
+    let prompted = !request.boxes.is_empty() || !request.points.is_empty() || request.taken.is_some();
     let run = match &request.weights {
         Weights::Run(folder) => Some(Run::open(folder)?),
         Weights::Newest => match Run::newest() {
@@ -280,7 +282,12 @@ fn one(
 ) -> Result<Done> {
     let preprocessing = predictor.preprocessing();
     let case = Input::read(input, preprocessing.channel)?;
-    let prompts = prompts(request, &case, preprocessing).map_err(|e| e.at(input))?;
+    let axis = preprocessing.axis;
+    let prompts = match &request.taken {
+        Some((kind, reference)) => Some(prompt::taken(*kind, reference, input, &case, axis)?),
+        None if request.boxes.is_empty() && request.points.is_empty() => None,
+        None => Some(prompt::given(&request.boxes, &request.points, &case, axis).map_err(|e| e.at(input))?),
+    };
     let prompt_of = |slice: usize| match &prompts {
         None => Some(Prompts::default()),
         Some(by_slice) => by_slice.get(&slice).cloned(),
@@ -316,101 +323,4 @@ fn one(
         foreground: labels.voxels.iter().filter(|v| **v != 0).count(),
         voxels: labels.voxels.len(),
     })
-}
-
-/// What is pointed at, by slice; `None` without prompts.
-fn prompts(request: &Request, case: &Input, preprocessing: &Preprocessing) -> Result<Option<BTreeMap<usize, Prompts>>> {
-    if request.boxes.is_empty() && request.points.is_empty() {
-        return Ok(None);
-    }
-    let mut by_slice: BTreeMap<usize, Prompts> = BTreeMap::new();
-    match case {
-        Input::Picture(picture) => {
-            let (w, h) = (picture.width as f32, picture.height as f32);
-            let prompts = by_slice.entry(0).or_default();
-            for text in &request.boxes {
-                let [x0, y0, x1, y1]: [f32; 4] =
-                    numbers(text)?.try_into().map_err(|_| wrong("box", text, "x0,y0,x1,y1"))?;
-                if !(0.0 <= x0 && x0 < x1 && x1 <= w && 0.0 <= y0 && y0 < y1 && y1 <= h) {
-                    return Err(Error::usage(format!("--box {text} does not lie in the picture of {w} × {h} pixels"))
-                        .hint("corners are x0,y0,x1,y1 with x0 < x1 and y0 < y1"));
-                }
-                prompts.bounds = Some([x0, y0, x1, y1]);
-            }
-            for text in &request.points {
-                let (x, y, label) = match numbers(text)?.as_slice() {
-                    [x, y] => (*x, *y, PointLabel::Inside),
-                    [x, y, label] => (*x, *y, point_label(*label, text)?),
-                    _ => return Err(wrong("point", text, "x,y or x,y,0 or x,y,1")),
-                };
-                if !(0.0..w).contains(&x) || !(0.0..h).contains(&y) {
-                    return Err(Error::usage(format!(
-                        "--point {text} does not lie in the picture of {w} × {h} pixels"
-                    )));
-                }
-                prompts.points.push((x, y, label));
-            }
-        }
-        Input::Volume(volume, _) => {
-            let frame = SliceFrame::new(&volume.grid, preprocessing.axis);
-            for text in &request.boxes {
-                let corners = numbers(text)?;
-                let [a, b]: [[usize; 3]; 2] = match corners.as_slice() {
-                    [i0, j0, k0, i1, j1, k1] => {
-                        [voxel(&volume.grid, [*i0, *j0, *k0], text)?, voxel(&volume.grid, [*i1, *j1, *k1], text)?]
-                    }
-                    _ => return Err(wrong("box", text, "i0,j0,k0,i1,j1,k1 in voxels for a volume")),
-                };
-                let (a, b) = (frame.locate(a[0], a[1], a[2]), frame.locate(b[0], b[1], b[2]));
-                let bounds = [a.1.min(b.1), a.2.min(b.2), a.1.max(b.1), a.2.max(b.2)].map(|v| v as f32);
-                for slice in a.0.min(b.0)..=a.0.max(b.0) {
-                    by_slice.entry(slice).or_default().bounds = Some(bounds);
-                }
-            }
-            for text in &request.points {
-                let (place, label) = match text.split(',').count() {
-                    4 => match text.rsplit_once(',') {
-                        Some((place, label)) => (place, point_label(label.trim().parse().unwrap_or(-1.0), text)?),
-                        None => (text.as_str(), PointLabel::Inside),
-                    },
-                    _ => (text.as_str(), PointLabel::Inside),
-                };
-                let [i, j, k] = volume.grid.voxel(place)?;
-                let (slice, x, y) = frame.locate(i, j, k);
-                by_slice.entry(slice).or_default().points.push((x as f32, y as f32, label));
-            }
-        }
-    }
-    Ok(Some(by_slice))
-}
-
-fn voxel(grid: &Grid, at: [f32; 3], text: &str) -> Result<[usize; 3]> {
-    let inside = at.iter().zip(grid.shape).all(|(v, n)| *v >= 0.0 && (*v as usize) < n);
-    if !inside {
-        return Err(Error::usage(format!("--box {text} does not lie in the volume of {:?} voxels", grid.shape)));
-    }
-    Ok(at.map(|v| v as usize))
-}
-
-fn numbers(text: &str) -> Result<Vec<f32>> {
-    let parsed: std::result::Result<Vec<f32>, _> = text.split(',').map(|n| n.trim().parse::<f32>()).collect();
-    match parsed {
-        Ok(numbers) if numbers.iter().all(|n| n.is_finite()) => Ok(numbers),
-        _ => {
-            Err(Error::usage(format!("`{text}` is no list of numbers"))
-                .hint("separate them by commas, as 10,20,110,90"))
-        }
-    }
-}
-
-fn point_label(label: f32, text: &str) -> Result<PointLabel> {
-    match label {
-        1.0 => Ok(PointLabel::Inside),
-        0.0 => Ok(PointLabel::Outside),
-        _ => Err(Error::usage(format!("--point {text}: the last number is 1 (inside) or 0 (outside)"))),
-    }
-}
-
-fn wrong(what: &str, text: &str, expected: &str) -> Error {
-    Error::usage(format!("--{what} {text} has the wrong number of values")).hint(format!("expected {expected}"))
 }

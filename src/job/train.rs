@@ -480,7 +480,7 @@ fn write_history(run: &Run, history: &[Epoch]) -> Result<()> {
 }
 
 /// Set by the first SIGINT or SIGTERM; a second one ends the program at once.
-fn stop_flag() -> Result<Arc<AtomicBool>> {
+pub(super) fn stop_flag() -> Result<Arc<AtomicBool>> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {

@@ -88,10 +88,12 @@ mod tests {
 
     #[test]
     fn rules_go_by_kind() {
-        let specs = crate::model::SamConfig::tiny().specs();
+        let mut specs = crate::model::SamConfig::tiny().specs();
+        specs.extend(crate::model::SamConfig::named("vit_t").map(|c| c.specs()).unwrap_or_default());
         let spec = |name: &str| specs.iter().find(|s| s.name == name).unwrap();
         assert!(selectable(spec("image_encoder.neck.2.weight")));
         assert!(selectable(spec("image_encoder.patch_embed.proj.weight")));
+        assert!(selectable(spec("image_encoder.stem.1.blocks.0.conv1.weight")));
         for frozen in ["image_encoder.neck.1.weight", "image_encoder.pos_embed", "image_encoder.blocks.0.norm1.bias"] {
             assert!(!selectable(spec(frozen)), "{frozen}");
             assert_eq!(Gps.encoder(spec(frozen), &Settings::default()), Change::Frozen, "{frozen}");

@@ -49,7 +49,23 @@ enum Source {
 /// # Errors
 /// A weights error when the file is damaged, is not a SAM, or has other tensors than its configuration needs.
 pub fn read(path: &Path) -> Result<Checkpoint> {
-    let mut source = open(path)?;
+    let source = open(path)?;
+    let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(Checkpoint { name, origin: path.display().to_string(), sha256: file_sha256(path)?, ..checked(source, path)? })
+}
+
+/// Reads a checkpoint that is compiled in.
+///
+/// # Errors
+/// As [`read`].
+pub fn embedded(name: &str, bytes: &'static [u8]) -> Result<Checkpoint> {
+    let source = Source::Safetensors(Box::new(Reader::embedded(bytes, name)?));
+    let (origin, sha256) = ("compiled in".into(), hex(&Sha256::digest(bytes)));
+    Ok(Checkpoint { name: name.into(), origin, sha256, ..checked(source, Path::new(name))? })
+}
+
+/// Values whose names and shapes are those of their configuration.
+fn checked(mut source: Source, path: &Path) -> Result<Checkpoint> {
     let outline = outline_of(&source);
     let config = SamConfig::from_shapes(&outline.shapes).map_err(|e| e.at(path))?;
     check(&config.specs(), &outline.shapes).map_err(|e| e.at(path))?;
@@ -64,8 +80,7 @@ pub fn read(path: &Path) -> Result<Checkpoint> {
         };
         tensors.insert(name, HostTensor { shape, data });
     }
-    let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-    Ok(Checkpoint { config, name, origin: path.display().to_string(), sha256: file_sha256(path)?, tensors })
+    Ok(Checkpoint { config, name: String::new(), origin: String::new(), sha256: String::new(), tensors })
 }
 
 /// Reads only names, shapes and container.

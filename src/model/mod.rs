@@ -1,8 +1,7 @@
 //! Networks: named weights, checkpoints, and SAM. Knows nothing of training, data sets or methods.
 
 pub mod checkpoint;
-pub mod gelu;
-pub mod linear;
+pub mod kernel;
 pub mod pth;
 pub mod resize;
 pub mod sam;

@@ -13,6 +13,8 @@ pub(super) enum Purpose {
     Take = 1,
     /// A volume.
     Volume = 2,
+    /// A scene of the pretraining world; the number is the scene's.
+    World = 3,
 }
 
 /// A seeded source of random numbers.

@@ -13,6 +13,7 @@ mod scene;
 mod shade;
 mod vector;
 pub mod volume;
+pub mod world;
 
 use crate::error::{Error, Result};
 use crate::io::{nifti, picture};

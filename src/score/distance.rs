@@ -7,7 +7,7 @@
 /// Squared distance of every voxel to the nearest site, in units of `spacing` squared; infinite without a site.
 ///
 /// `sites` and the result have the first axis fastest.
-pub(super) fn squared(sites: &[bool], shape: [usize; 3], spacing: [f64; 3]) -> Vec<f64> {
+pub fn squared(sites: &[bool], shape: [usize; 3], spacing: [f64; 3]) -> Vec<f64> {
     let mut field: Vec<f64> = sites.iter().map(|site| if *site { 0.0 } else { f64::INFINITY }).collect();
     let [ni, nj, _] = shape;
     let mut line = Line::new(shape.into_iter().max().unwrap_or(0));

@@ -9,7 +9,7 @@
 mod average;
 mod bootstrap;
 pub mod counts;
-mod distance;
+pub mod distance;
 pub mod options;
 pub mod pairs;
 pub mod pranet;

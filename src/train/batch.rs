@@ -39,6 +39,8 @@ pub enum Augment {
     Off,
     /// Flips, small turns, scales and shifts, brightness and contrast.
     Mild,
+    /// Any turn, twice the range of everything else: for pretraining, and for very few pictures.
+    Strong,
 }
 
 /// Reads cases into samples, in the order of the cases (and slices).
@@ -99,7 +101,11 @@ fn slices(case: &Case, preprocessing: &Preprocessing) -> Result<Vec<Sample>> {
     chosen.into_iter().map(one).collect::<Result<_>>().map_err(|e| e.at(&case.image))
 }
 
-fn sample(picture: &Picture, mask: &Labels, preprocessing: &Preprocessing) -> Result<Sample> {
+/// A decoded picture and its mask as a sample.
+///
+/// # Errors
+/// A data error when their sizes differ.
+pub fn sample(picture: &Picture, mask: &Labels, preprocessing: &Preprocessing) -> Result<Sample> {
     if mask.grid.shape[..2] != [picture.width, picture.height] {
         let [w, h, _] = mask.grid.shape;
         return Err(Error::data(format!(
@@ -111,6 +117,17 @@ fn sample(picture: &Picture, mask: &Labels, preprocessing: &Preprocessing) -> Re
     Ok(Sample { fit, rgb: fit.resized(picture)?, mask: fit.mask(mask) })
 }
 
+impl Sample {
+    /// RGB bytes of `fit.inner` and the mask, varied by what is drawn for this seed, epoch and number.
+    pub fn varied(&self, augment: Augment, seed: u64, epoch: u64, number: u64) -> (Vec<u8>, Vec<u8>) {
+        match augment {
+            Augment::Off => (self.rgb.clone(), self.mask.clone()),
+            Augment::Mild => Change::draw(&MILD, seed, epoch, number).apply(self),
+            Augment::Strong => Change::draw(&STRONG, seed, epoch, number).apply(self),
+        }
+    }
+}
+
 /// Puts samples together. Each is varied by its own generator, drawn from the seed, the epoch and the sample's number,
 /// so a batch does not depend on what was drawn before it: resuming in the middle of an epoch needs no saved state.
 pub fn batch(samples: &[Sample], chosen: &[usize], augment: Augment, seed: u64, epoch: u64, device: &Device) -> Batch {
@@ -120,10 +137,7 @@ pub fn batch(samples: &[Sample], chosen: &[usize], augment: Augment, seed: u64, 
         .par_iter()
         .map(|i| {
             let sample = &samples[*i];
-            let (rgb, mask) = match augment {
-                Augment::Off => (sample.rgb.clone(), sample.mask.clone()),
-                Augment::Mild => Change::draw(seed, epoch, *i as u64).apply(sample),
-            };
+            let (rgb, mask) = sample.varied(augment, seed, epoch, *i as u64);
             (sample.fit.normalised(&rgb), mask)
         })
         .collect();
@@ -147,6 +161,26 @@ pub fn generator(seed: u64, stream: u64) -> ChaCha8Rng {
     rng
 }
 
+/// How far a variation goes, up and down.
+struct Reach {
+    /// Radians.
+    turn: f32,
+    /// Of the scale 1.
+    zoom: f32,
+    /// Parts of width and height.
+    shift: f32,
+    /// Of the factor 1, all channels alike.
+    contrast: f32,
+    /// Of the factor 1, each channel for itself.
+    colour: f32,
+    /// In 0..255.
+    brightness: f32,
+}
+
+const MILD: Reach = Reach { turn: 0.26, zoom: 0.15, shift: 0.06, contrast: 0.2, colour: 0.05, brightness: 20.0 };
+const STRONG: Reach =
+    Reach { turn: std::f32::consts::PI, zoom: 0.3, shift: 0.12, contrast: 0.4, colour: 0.1, brightness: 40.0 };
+
 /// One random variation of a picture.
 #[derive(Debug)]
 struct Change {
@@ -160,17 +194,17 @@ struct Change {
 }
 
 impl Change {
-    fn draw(seed: u64, epoch: u64, sample: u64) -> Change {
+    fn draw(reach: &Reach, seed: u64, epoch: u64, sample: u64) -> Change {
         let mut rng = generator(seed, 1 + (epoch << 32) + sample);
-        let mut between = |lo: f32, hi: f32| lo + (hi - lo) * rng.random::<f32>();
-        let (flip_x, flip_y) = (between(-1.0, 1.0) < 0.0, between(-1.0, 1.0) < 0.0);
-        let (angle, zoom) = (between(-0.26, 0.26), between(0.85, 1.15));
+        let mut around = |middle: f32, by: f32| middle - by + 2.0 * by * rng.random::<f32>();
+        let (flip_x, flip_y) = (around(0.0, 1.0) < 0.0, around(0.0, 1.0) < 0.0);
+        let (angle, zoom) = (around(0.0, reach.turn), around(1.0, reach.zoom));
         let (x, y) = (if flip_x { -zoom } else { zoom }, if flip_y { -zoom } else { zoom });
         let (sin, cos) = angle.sin_cos();
-        let shift = [between(-0.06, 0.06), between(-0.06, 0.06)];
-        let contrast = between(0.8, 1.2);
-        let gain = [0; 3].map(|_| contrast * between(0.95, 1.05));
-        Change { turn: [cos * x, -sin * y, sin * x, cos * y], shift, gain, offset: between(-20.0, 20.0) }
+        let shift = [around(0.0, reach.shift), around(0.0, reach.shift)];
+        let contrast = around(1.0, reach.contrast);
+        let gain = [0; 3].map(|_| contrast * around(1.0, reach.colour));
+        Change { turn: [cos * x, -sin * y, sin * x, cos * y], shift, gain, offset: around(0.0, reach.brightness) }
     }
 
     /// The varied picture (bilinear) and mask (nearest); outside of the source is black and background.

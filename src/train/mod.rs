@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod loss;
+pub mod pretrain;
 pub mod schedule;
 pub mod state;
 
@@ -104,7 +105,7 @@ pub fn run(
     device: &Device,
 ) -> Result<State> {
     let per_epoch = samples.len().div_ceil(options.batch);
-    let total = per_epoch * options.epochs;
+    let total = per_epoch.saturating_mul(options.epochs);
     let start = Instant::now();
     let before = state.seconds;
     let mut adam = Adam::new(options.adam_eps);

@@ -14,7 +14,7 @@ use std::path::Path;
 /// Trained values by official name: those chosen, or all of a weight trained as a whole.
 pub type Trained = BTreeMap<String, Vec<f32>>;
 
-/// The state of a run between two steps.
+/// The state of a run between two steps. A pretraining is one long epoch.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct State {
     /// Steps taken in the current epoch.
@@ -52,7 +52,7 @@ impl State {
     /// Whether patience or time has run out.
     pub(super) fn finished(&self, options: &Options) -> bool {
         let best = self.best.as_ref().map(|(epoch, _)| *epoch).unwrap_or(0);
-        let waited = self.step_in_epoch == 0 && self.history.len() >= best + options.patience;
+        let waited = self.step_in_epoch == 0 && self.history.len().saturating_sub(best) >= options.patience;
         let late = options.minutes.is_some_and(|m| self.step_in_epoch == 0 && self.seconds >= 60.0 * m);
         waited || late
     }

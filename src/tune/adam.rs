@@ -4,13 +4,9 @@
 //! move because it is never touched. Our own because the state must be saved by weight name and resumed bit for bit.
 
 use crate::model::Weights;
+use crate::model::kernel::adam::{self, BETA1, BETA2};
 use burn::tensor::{Gradients, Tensor, TensorData};
 use std::collections::BTreeMap;
-
-/// Decay of the first moment.
-const BETA1: f64 = 0.9;
-/// Decay of the second moment.
-const BETA2: f64 = 0.999;
 
 /// First and second moments by weight name, and the number of steps taken.
 #[derive(Debug, Clone)]
@@ -40,24 +36,15 @@ impl Adam {
                 None => &weight.value,
             };
             let Some(gradient) = leaf.grad_remove(gradients) else { continue };
+            let zeros = || Tensor::zeros([gradient.dims()[0]], &gradient.device());
+            let moments = self.moments.remove(name).unwrap_or_else(|| (zeros(), zeros()));
             let values = leaf.clone().without_autodiff();
-            let (first, second) = match self.moments.remove(name) {
-                Some((m, v)) => {
-                    let squared = gradient.clone() * gradient.clone();
-                    (m * BETA1 + gradient * (1.0 - BETA1), v * BETA2 + squared * (1.0 - BETA2))
-                }
-                None => {
-                    let squared = gradient.clone() * gradient.clone();
-                    (gradient * (1.0 - BETA1), squared * (1.0 - BETA2))
-                }
-            };
-            let denominator = second.clone().sqrt() / bias2.sqrt() + self.epsilon;
-            let values = values - first.clone() / denominator * (lr / bias1);
-            self.moments.insert(name.clone(), (first, second));
+            let moved = adam::step(values, gradient, moments, [lr / bias1, bias2.sqrt(), self.epsilon]);
+            self.moments.insert(name.clone(), (moved.1, moved.2));
             if weight.chosen.is_some() {
-                weight.set_chosen(values);
+                weight.set_chosen(moved.0);
             } else {
-                weight.value = values.autodiff().require_grad();
+                weight.value = moved.0.autodiff().require_grad();
             }
         }
     }

@@ -47,6 +47,7 @@ pub fn small_config() -> SamConfig {
         decoder_mlp: 56,
         decoder_heads: 8,
         iou_hidden: 24,
+        stem: None,
     }
 }
 

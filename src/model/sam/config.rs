@@ -33,7 +33,25 @@ pub struct SamConfig {
     pub decoder_heads: usize,
     /// Hidden width of the IoU head.
     pub iou_hidden: usize,
+    /// A convolutional stem in place of the patch embedding, its fine features used by the mask decoder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stem: Option<Stem>,
 }
+
+/// Strided convolutions that lead from pixels to patches of 16: what a small network needs to learn edges and textures
+/// from little data (Xiao et al., Early Convolutions Help Transformers See Better, arXiv 2106.14881). The mask decoder
+/// adds its features at strides 8 and 4 while it upscales, as SAM 2 does (Ravi et al., arXiv 2408.00714).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stem {
+    /// Channels at strides 2, 4 and 8.
+    pub widths: [usize; 3],
+    /// Residual blocks at strides 2, 4 and 8.
+    pub blocks: [usize; 3],
+}
+
+/// Side of a patch under a stem: four convolutions of stride 2.
+const STEM_PATCH: usize = 16;
 
 /// Layers of the two-way transformer.
 pub const DECODER_LAYERS: usize = 2;
@@ -56,23 +74,26 @@ impl SamConfig {
             decoder_mlp: 2048,
             decoder_heads: 8,
             iou_hidden: 256,
+            stem: None,
         }
     }
 
-    /// The embedded default: 256 pixels, small enough for two processor cores.
+    /// The embedded default: 256 pixels, small enough for two processor cores. models/README.md tells how the shape was
+    /// chosen.
     pub fn tiny() -> SamConfig {
         SamConfig {
             image_size: 256,
-            patch: 16,
+            patch: STEM_PATCH,
             embed: 192,
             depth: 6,
-            heads: 3,
-            window: 8,
-            global: vec![2, 5],
-            out_chans: 128,
+            heads: 6,
+            window: 0,
+            global: (0..6).collect(),
+            out_chans: 192,
             decoder_mlp: 512,
             decoder_heads: 8,
             iou_hidden: 128,
+            stem: Some(Stem { widths: [24, 48, 96], blocks: [0, 1, 2] }),
         }
     }
 
@@ -101,8 +122,13 @@ impl SamConfig {
                 )
             })
         };
-        let (embed, patch) =
-            (dim("image_encoder.patch_embed.proj.weight", 0)?, dim("image_encoder.patch_embed.proj.weight", 2)?);
+        let stem = stem_from(shapes);
+        let (embed, patch) = match stem {
+            Some(_) => (dim("image_encoder.pos_embed", 3)?, STEM_PATCH),
+            None => {
+                (dim("image_encoder.patch_embed.proj.weight", 0)?, dim("image_encoder.patch_embed.proj.weight", 2)?)
+            }
+        };
         let grid = dim("image_encoder.pos_embed", 1)?;
         let head_dim = dim("image_encoder.blocks.0.attn.rel_pos_h", 1)?;
         if embed % head_dim != 0 {
@@ -128,6 +154,7 @@ impl SamConfig {
             decoder_mlp: dim("mask_decoder.transformer.layers.0.mlp.lin1.weight", 0)?,
             decoder_heads: 8,
             iou_hidden: dim("mask_decoder.iou_prediction_head.layers.0.weight", 0)?,
+            stem,
         })
     }
 
@@ -141,7 +168,10 @@ impl SamConfig {
         let mut t = Table { part: Part::ImageEncoder, prompt_free: true, rows: Vec::new() };
         let (c, o, hidden) = (self.embed, self.out_chans, 4 * self.embed);
         t.put("image_encoder.pos_embed", Kind::Position, &[1, self.grid(), self.grid(), c]);
-        t.conv("image_encoder.patch_embed.proj", &[c, 3, self.patch, self.patch], true);
+        match &self.stem {
+            None => t.conv("image_encoder.patch_embed.proj", &[c, 3, self.patch, self.patch], true),
+            Some(stem) => t.stem(stem, c),
+        }
         for i in 0..self.depth {
             let block = format!("image_encoder.blocks.{i}");
             let side = if self.global.contains(&i) { self.grid() } else { self.window };
@@ -195,6 +225,10 @@ impl SamConfig {
         t.transposed("mask_decoder.output_upscaling.0", o, o / 4);
         t.norm("mask_decoder.output_upscaling.1", o / 4);
         t.transposed("mask_decoder.output_upscaling.3", o / 4, o / 8);
+        if let Some(Stem { widths: [_, fine, coarse], .. }) = self.stem {
+            t.conv("mask_decoder.conv_s0", &[o / 8, fine, 1, 1], true);
+            t.conv("mask_decoder.conv_s1", &[o / 4, coarse, 1, 1], true);
+        }
         for i in 0..MASK_TOKENS {
             t.mlp(&format!("mask_decoder.output_hypernetworks_mlps.{i}"), [o, o, o, o / 8]);
         }
@@ -202,6 +236,15 @@ impl SamConfig {
         t.mlp("mask_decoder.iou_prediction_head", [o, self.iou_hidden, self.iou_hidden, MASK_TOKENS]);
         t.rows
     }
+}
+
+/// The stem that the shapes tell of, if they do.
+fn stem_from(shapes: &BTreeMap<String, Vec<usize>>) -> Option<Stem> {
+    let stage = |i: usize| format!("image_encoder.stem.{i}");
+    let width = |i: usize| shapes.get(&format!("{}.conv.weight", stage(i))).and_then(|s| s.first()).copied();
+    let blocks =
+        |i: usize| (0..).take_while(|b| shapes.contains_key(&format!("{}.blocks.{b}.conv1.weight", stage(i)))).count();
+    Some(Stem { widths: [width(0)?, width(1)?, width(2)?], blocks: [blocks(0), blocks(1), blocks(2)] })
 }
 
 struct Table {
@@ -232,6 +275,21 @@ impl Table {
     fn norm(&mut self, name: &str, width: usize) {
         self.put(&format!("{name}.weight"), Kind::Norm, &[width]);
         self.put(&format!("{name}.bias"), Kind::Norm, &[width]);
+    }
+    fn stem(&mut self, stem: &Stem, embed: usize) {
+        let mut from = 3;
+        for (i, to) in stem.widths.into_iter().chain([embed]).enumerate() {
+            let stage = format!("image_encoder.stem.{i}");
+            self.conv(&format!("{stage}.conv"), &[to, from, 3, 3], false);
+            self.norm(&format!("{stage}.norm"), to);
+            for block in 0..stem.blocks.get(i).copied().unwrap_or(0) {
+                let block = format!("{stage}.blocks.{block}");
+                self.conv(&format!("{block}.conv1"), &[to, to, 3, 3], false);
+                self.norm(&format!("{block}.norm"), to);
+                self.conv(&format!("{block}.conv2"), &[to, to, 3, 3], true);
+            }
+            from = to;
+        }
     }
     fn attention(&mut self, name: &str, width: usize, inner: usize) {
         for proj in ["q_proj", "k_proj", "v_proj"] {

@@ -3,16 +3,27 @@
 //! Other input sizes than the checkpoint's are served by interpolating the position tables when they are used; the
 //! tables themselves stay as they were loaded.
 
-use super::config::SamConfig;
+use super::config::{SamConfig, Stem};
 use super::layers::{norm, squares};
-use crate::model::gelu::gelu;
-use crate::model::linear::{linear, project};
+use crate::model::kernel::attention::self_attention;
+use crate::model::kernel::conv::conv3;
+use crate::model::kernel::gelu::gelu;
+use crate::model::kernel::linear::{linear, project};
 use crate::model::resize;
 use crate::model::weights::{Scope, Weights};
-use burn::tensor::{Int, Tensor, TensorData, activation};
+use burn::tensor::Tensor;
 
 /// Epsilon of the encoder's norms.
 pub(super) const EPSILON: f64 = 1e-6;
+
+/// What the decoder needs of a picture.
+#[derive(Debug, Clone)]
+pub struct Embedding {
+    /// `[batch, out_chans, s, s]`.
+    pub coarse: Tensor<4>,
+    /// With a stem, its features at strides 4 and 8, channels last.
+    pub fine: Option<[Tensor<4>; 2]>,
+}
 
 /// What the encoder computes on its way, for tests against stored numbers.
 #[derive(Debug, Clone)]
@@ -21,15 +32,15 @@ pub struct Stages {
     pub patch_embed: Tensor<4>,
     /// After each block, `[batch, s, s, embed]`.
     pub blocks: Vec<Tensor<4>>,
-    /// `[batch, out_chans, s, s]`.
-    pub output: Tensor<4>,
+    /// What the decoder is given.
+    pub output: Embedding,
 }
 
 /// Encodes normalised pictures.
 ///
 /// # Shapes
-/// `[batch, 3, size, size]` → `[batch, out_chans, size / patch, size / patch]`; `size` is any multiple of the patch.
-pub fn encode(config: &SamConfig, weights: &Weights, pixels: Tensor<4>) -> Tensor<4> {
+/// `[batch, 3, size, size]` → an embedding of side `size / patch`; `size` is any multiple of the patch.
+pub fn encode(config: &SamConfig, weights: &Weights, pixels: Tensor<4>) -> Embedding {
     stages(config, weights, pixels, |_| ()).output
 }
 
@@ -42,9 +53,15 @@ pub fn encode_stages(config: &SamConfig, weights: &Weights, pixels: Tensor<4>) -
 
 fn stages(config: &SamConfig, weights: &Weights, pixels: Tensor<4>, mut after_block: impl FnMut(&Tensor<4>)) -> Stages {
     let scope = weights.scope("image_encoder");
-    let patch_embed = {
-        let proj = scope.at("patch_embed").at("proj");
-        project(squares(pixels, config.patch), proj.get("weight")) + proj.get("bias").value.clone().unsqueeze()
+    let (patch_embed, fine) = match &config.stem {
+        Some(stem) => {
+            let (patches, fine) = stem_features(stem, &scope.at("stem"), pixels);
+            (patches, Some(fine))
+        }
+        None => {
+            let proj = scope.at("patch_embed").at("proj");
+            (linear(squares(pixels, config.patch), &proj), None)
+        }
     };
     let side = patch_embed.dims()[1];
     let mut x = patch_embed.clone() + positions(&scope, side);
@@ -56,9 +73,33 @@ fn stages(config: &SamConfig, weights: &Weights, pixels: Tensor<4>, mut after_bl
     let neck = scope.at("neck");
     let x = project(x, neck.at(0).get("weight"));
     let x = norm(x, &neck.at(1), EPSILON);
-    let x = project(neighbours(x), neck.at(2).get("weight"));
+    let x = conv3(x, neck.at(2).get("weight"), 1);
     let x = norm(x, &neck.at(3), EPSILON);
-    Stages { patch_embed, blocks: Vec::new(), output: x.permute([0, 3, 1, 2]) }
+    let output = Embedding { coarse: x.permute([0, 3, 1, 2]), fine };
+    Stages { patch_embed, blocks: Vec::new(), output }
+}
+
+/// Patches, and the features at strides 4 and 8. `[batch, 3, h, w]` → `[batch, h / 16, w / 16, embed]`, ….
+fn stem_features(stem: &Stem, scope: &Scope<'_>, pixels: Tensor<4>) -> (Tensor<4>, [Tensor<4>; 2]) {
+    let stage = |x: Tensor<4>, i: usize| {
+        let scope = scope.at(i);
+        let mut x = norm(conv3(x, scope.at("conv").get("weight"), 2), &scope.at("norm"), EPSILON);
+        // The last stage's output is the residual stream of the transformer: it has no activation.
+        if i < stem.widths.len() {
+            x = gelu(x);
+        }
+        for block in 0..stem.blocks.get(i).copied().unwrap_or(0) {
+            let scope = scope.at("blocks").at(block);
+            let y = gelu(norm(conv3(x.clone(), scope.at("conv1").get("weight"), 1), &scope.at("norm"), EPSILON));
+            let conv = scope.at("conv2");
+            x = x + conv3(y, conv.get("weight"), 1) + conv.get("bias").value.clone().unsqueeze();
+        }
+        x
+    };
+    let half = stage(pixels.permute([0, 2, 3, 1]), 0);
+    let quarter = stage(half, 1);
+    let eighth = stage(quarter.clone(), 2);
+    (stage(eighth.clone(), 3), [quarter, eighth])
 }
 
 /// Absolute positions for a grid of `side`: the table itself, or its bilinear interpolation.
@@ -89,37 +130,19 @@ fn block(x: Tensor<4>, scope: &Scope<'_>, heads: usize, window: usize) -> Tensor
 /// Multi-head attention with decomposed relative positions. `[batch, h, w, c]` → the same.
 fn attention(x: Tensor<4>, scope: &Scope<'_>, heads: usize) -> Tensor<4> {
     let [b, h, w, c] = x.dims();
-    let (width, n) = (c / heads, h * w);
-    let qkv = linear(x.reshape([b, n, c]), &scope.at("qkv"));
-    let qkv = qkv.reshape([b, n, 3, heads, width]).permute([2, 0, 3, 1, 4]).reshape([3, b * heads, n, width]);
-    let part = |i: usize| qkv.clone().narrow(0, i, 1).reshape([b * heads, n, width]);
-    let (q, k, v) = (part(0), part(1), part(2));
-
-    let scores = (q.clone() * (width as f64).powf(-0.5)).matmul(k.transpose());
-    let q = q.reshape([b * heads, h, w, width]);
-    let along_h = q.clone().matmul(relative(scope, "rel_pos_h", h).transpose().unsqueeze::<4>());
-    let along_w = q.permute([0, 2, 1, 3]).matmul(relative(scope, "rel_pos_w", w).transpose().unsqueeze::<4>());
-    let along_w = along_w.permute([0, 2, 1, 3]);
-    let scores = scores.reshape([b * heads, h, w, h, w])
-        + along_h.reshape([b * heads, h, w, h, 1])
-        + along_w.reshape([b * heads, h, w, 1, w]);
-
-    let y = activation::softmax(scores.reshape([b * heads, n, n]), 2).matmul(v);
-    let y = y.reshape([b, heads, n, width]).permute([0, 2, 1, 3]).reshape([b, n, c]);
+    let qkv = linear(x.reshape([b, h * w, c]), &scope.at("qkv"));
+    let y = self_attention(qkv, relative(scope, "rel_pos_h", h), relative(scope, "rel_pos_w", w), heads, [h, w]);
     linear(y, &scope.at("proj")).reshape([b, h, w, c])
 }
 
-/// Relative position vectors `[query, key, width]` for a side of `side`, the table interpolated linearly if it was
-/// made for another side.
-fn relative(scope: &Scope<'_>, name: &str, side: usize) -> Tensor<3> {
+/// Relative positions `[2 · side - 1, width]` for a side, the table interpolated linearly if it was made for another.
+fn relative(scope: &Scope<'_>, name: &str, side: usize) -> Tensor<2> {
     let table: Tensor<2> = scope.get(name).shaped();
-    let device = table.device().without_autodiff();
-    let [from, width] = table.dims();
-    let rows = 2 * side - 1;
-    let table = if from == rows { table } else { resize::matrix(from, rows, &device).matmul(table) };
-    let offsets: Vec<i32> = (0..side * side).map(|i| (i / side + side - 1 - i % side) as i32).collect();
-    let offsets = Tensor::<1, Int>::from_data(TensorData::new(offsets, [side * side]), &device);
-    table.select(0, offsets).reshape([side, side, width])
+    let (from, rows) = (table.dims()[0], 2 * side - 1);
+    if from == rows {
+        return table;
+    }
+    resize::matrix(from, rows, &table.device().without_autodiff()).matmul(table)
 }
 
 /// Windows of `side` × `side`, the picture zero-padded to a multiple (after the norm, before the biases of `qkv`,
@@ -151,17 +174,4 @@ fn pad(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
     let device = x.device();
     let x = if w == size[1] { x } else { Tensor::cat(vec![x, Tensor::zeros([b, h, size[1] - w, c], &device)], 2) };
     if h == size[0] { x } else { Tensor::cat(vec![x, Tensor::zeros([b, size[0] - h, size[1], c], &device)], 1) }
-}
-
-/// Every position with its eight neighbours, zeros outside: the input of a 3 × 3 convolution in the order of its
-/// weight. `[batch, h, w, c]` → `[batch, h, w, c * 9]`.
-fn neighbours(x: Tensor<4>) -> Tensor<4> {
-    let [b, h, w, c] = x.dims();
-    let device = x.device();
-    let rows = Tensor::zeros([b, 1, w, c], &device);
-    let x = Tensor::cat(vec![rows.clone(), x, rows], 1);
-    let cols = Tensor::zeros([b, h + 2, 1, c], &device);
-    let x = Tensor::cat(vec![cols.clone(), x, cols], 2);
-    let shifted = (0..9).map(|i| x.clone().slice([0..b, i / 3..i / 3 + h, i % 3..i % 3 + w]).unsqueeze_dim::<5>(4));
-    Tensor::cat(shifted.collect(), 4).reshape([b, h, w, c * 9])
 }

@@ -1,12 +1,13 @@
 //! The small layers that encoder and decoder share.
 
-use crate::model::linear::linear;
+use crate::model::kernel::linear::linear;
+use crate::model::kernel::norm;
 use crate::model::weights::{Scope, Weight};
-use burn::tensor::{Tensor, activation, module};
+use burn::tensor::{Tensor, activation};
 
 /// Layer norm over the last dimension.
 pub(super) fn norm<const D: usize>(x: Tensor<D>, scope: &Scope<'_>, epsilon: f64) -> Tensor<D> {
-    module::layer_norm(x, scope.get("weight").value.clone(), Some(scope.get("bias").value.clone()), epsilon)
+    norm::norm(x, scope.get("weight").value.clone(), scope.get("bias").value.clone(), epsilon)
 }
 
 /// Three linear layers with ReLU between: hypernetworks and IoU head. `[…, in]` → `[…, out]`.

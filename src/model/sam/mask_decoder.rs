@@ -1,11 +1,12 @@
 //! SAM's mask decoder: masks at a quarter of the network's resolution, and how good each of them is thought to be.
 
 use super::config::{MASK_TOKENS, SamConfig};
-use super::image_encoder::EPSILON;
+use super::image_encoder::{EPSILON, Embedding};
 use super::layers::{double, mlp3, norm};
 use super::prompt_encoder::PromptEmbedding;
 use super::transformer::two_way;
-use crate::model::gelu::gelu;
+use crate::model::kernel::gelu::gelu;
+use crate::model::kernel::linear::linear;
 use crate::model::weights::Weights;
 use burn::tensor::Tensor;
 
@@ -30,17 +31,18 @@ pub struct Decoded {
 /// Decodes prompts against embeddings of the same batch.
 ///
 /// # Shapes
-/// `embedding`: `[batch, out_chans, s, s]`; `positions`: `[1, out_chans, s, s]`.
+/// `positions`: `[1, out_chans, s, s]`.
 pub fn decode(
     config: &SamConfig,
     weights: &Weights,
-    embedding: Tensor<4>,
+    embedding: Embedding,
     positions: Tensor<4>,
     prompt: PromptEmbedding,
     masks: Masks,
 ) -> Decoded {
     let scope = weights.scope("mask_decoder");
-    let [b, c, h, w] = embedding.dims();
+    let Embedding { coarse, fine } = embedding;
+    let [b, c, h, w] = coarse.dims();
     let tokens = {
         let iou: Tensor<2> = scope.at("iou_token").get("weight").shaped();
         let masks: Tensor<2> = scope.at("mask_tokens").get("weight").shaped();
@@ -51,14 +53,22 @@ pub fn decode(
         }
     };
     let flat = |x: Tensor<4>| x.reshape([b, c, h * w]).swap_dims(1, 2);
-    let image = flat(embedding + prompt.dense);
+    let image = flat(coarse + prompt.dense);
     let positions = flat(positions.expand([b, c, h, w]));
     let (tokens, image) = two_way(image, positions, tokens, &scope.at("transformer"), config.decoder_heads);
 
     let up = scope.at("output_upscaling");
-    let x = double(image.reshape([b, h, w, c]), &up.at(0));
+    let (finer, finest) = match fine {
+        Some([s4, s8]) => (Some(linear(s8, &scope.at("conv_s1"))), Some(linear(s4, &scope.at("conv_s0")))),
+        None => (None, None),
+    };
+    let with = |x: Tensor<4>, fine: Option<Tensor<4>>| match fine {
+        Some(fine) => x + fine,
+        None => x,
+    };
+    let x = with(double(image.reshape([b, h, w, c]), &up.at(0)), finer);
     let x = gelu(norm(x, &up.at(1), EPSILON));
-    let x = gelu(double(x, &up.at(3)));
+    let x = gelu(with(double(x, &up.at(3)), finest));
     let [_, height, width, channels] = x.dims();
     let x = x.reshape([b, height * width, channels]).swap_dims(1, 2);
 

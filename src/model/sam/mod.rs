@@ -7,7 +7,8 @@ pub mod mask_decoder;
 pub mod prompt_encoder;
 mod transformer;
 
-pub use config::SamConfig;
+pub use config::{SamConfig, Stem};
+pub use image_encoder::Embedding;
 pub use mask_decoder::{Decoded, Masks};
 pub use prompt_encoder::{PointLabel, Prompt, PromptEmbedding};
 
@@ -31,24 +32,23 @@ impl Sam {
         Sam { config: self.config.clone(), weights: self.weights.frozen() }
     }
 
-    /// Embeds normalised, padded pictures: `[batch, 3, size, size]` → `[batch, out_chans, s, s]`, `s = size / patch`.
-    pub fn embed(&self, pixels: Tensor<4>) -> Tensor<4> {
+    /// Embeds normalised, padded pictures: `[batch, 3, size, size]` → side `s = size / patch`.
+    pub fn embed(&self, pixels: Tensor<4>) -> Embedding {
         image_encoder::encode(&self.config, &self.weights, pixels)
     }
 
     /// Masks for one prompt per embedding.
     ///
     /// # Shapes
-    /// `embedding`: `[batch, out_chans, s, s]`; `earlier`: logits `[batch, 1, 4s, 4s]` → logits
-    /// `[batch, 1 or 3, 4s, 4s]` and predicted IoU `[batch, 1 or 3]`.
+    /// `earlier`: logits `[batch, 1, 4s, 4s]` → logits `[batch, 1 or 3, 4s, 4s]` and predicted IoU `[batch, 1 or 3]`.
     pub fn decode(
         &self,
-        embedding: Tensor<4>,
+        embedding: Embedding,
         prompts: &[Prompt],
         earlier: Option<Tensor<4>>,
         masks: Masks,
     ) -> Decoded {
-        let side = embedding.dims()[2];
+        let side = embedding.coarse.dims()[2];
         let size = side * self.config.patch;
         let prompt = prompt_encoder::encode(&self.config, &self.weights, prompts, earlier, size);
         let positions = prompt_encoder::dense_positions(&self.config, &self.weights, side);

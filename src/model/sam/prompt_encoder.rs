@@ -3,8 +3,8 @@
 use super::config::SamConfig;
 use super::image_encoder::EPSILON;
 use super::layers::{norm, squares};
-use crate::model::gelu::gelu;
-use crate::model::linear::project;
+use crate::model::kernel::gelu::gelu;
+use crate::model::kernel::linear::linear;
 use crate::model::weights::{Scope, Weights};
 use burn::tensor::{Tensor, TensorData};
 
@@ -114,12 +114,11 @@ fn sparse(scope: &Scope<'_>, prompts: &[Prompt], size: usize) -> Option<Tensor<3
 fn downscale(masks: Tensor<4>, scope: &Scope<'_>) -> Tensor<4> {
     let halve = |x: Tensor<4>, at: usize| {
         let conv = scope.at(at);
-        let y = project(squares(x, 2), conv.get("weight")) + conv.get("bias").value.clone().unsqueeze();
+        let y = linear(squares(x, 2), &conv);
         gelu(norm(y, &scope.at(at + 1), EPSILON))
     };
     let x = halve(masks, 0).permute([0, 3, 1, 2]);
     let x = halve(x, 3);
-    let conv = scope.at(6);
-    let x = project(x, conv.get("weight")) + conv.get("bias").value.clone().unsqueeze();
+    let x = linear(x, &scope.at(6));
     x.permute([0, 3, 1, 2])
 }

@@ -2,7 +2,8 @@
 
 use super::config::DECODER_LAYERS;
 use super::layers::norm;
-use crate::model::linear::linear;
+use crate::model::kernel::attention::cross_attention;
+use crate::model::kernel::linear::linear;
 use crate::model::weights::Scope;
 use burn::tensor::{Tensor, activation};
 
@@ -51,15 +52,6 @@ pub(super) fn two_way(
 
 /// Multi-head attention whose inner width may be smaller. `[batch, n, width]`, `[batch, m, width]` → `[batch, n, width]`.
 fn attend(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, scope: &Scope<'_>, heads: usize) -> Tensor<3> {
-    let split = |x: Tensor<3>| {
-        let [b, n, c] = x.dims();
-        x.reshape([b, n, heads, c / heads]).permute([0, 2, 1, 3])
-    };
-    let q = split(linear(q, &scope.at("q_proj")));
-    let k = split(linear(k, &scope.at("k_proj")));
-    let v = split(linear(v, &scope.at("v_proj")));
-    let [b, _, n, width] = q.dims();
-    let scores = q.matmul(k.transpose()) / (width as f64).sqrt();
-    let y = activation::softmax(scores, 3).matmul(v);
-    linear(y.permute([0, 2, 1, 3]).reshape([b, n, heads * width]), &scope.at("out_proj"))
+    let (q, k, v) = (linear(q, &scope.at("q_proj")), linear(k, &scope.at("k_proj")), linear(v, &scope.at("v_proj")));
+    linear(cross_attention(q, k, v, heads), &scope.at("out_proj"))
 }

@@ -1,0 +1,162 @@
+//! `bench`: seconds and memory of one kind of work, with random weights and a random picture, so that it can be
+//! compared with another program's.
+
+use crate::device::{self, peak_rss_mib};
+use crate::error::{Error, Result, nearest};
+use crate::method::{self, Plan, Settings};
+use crate::model::checkpoint;
+use crate::model::sam::{Masks, Prompt};
+use crate::model::weights::to_vec;
+use crate::model::{Sam, SamConfig};
+use crate::predict::prompt_free_logits;
+use crate::train::batch::generator;
+use crate::train::loss::loss;
+use crate::tune::adam::Adam;
+use crate::tune::{attach, gradients};
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::RngExt;
+use serde_json::{Value, json};
+use std::time::Instant;
+
+/// What is timed.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// A named size.
+    pub model: String,
+    /// Side of the square; the model's own by default.
+    pub image: Option<usize>,
+    /// `encode`, `predict`, or a method's name for one training step.
+    pub mode: String,
+    /// Pictures at once.
+    pub batch: usize,
+    /// Entries per neuron in mode `gps`.
+    pub k: usize,
+    /// Timed repetitions.
+    pub steps: usize,
+    /// Repetitions before those.
+    pub warmup: usize,
+    /// As `--device` of `train`.
+    pub device: String,
+}
+
+/// Learning rate of the timed steps: the time does not depend on it.
+const LR: f64 = 2e-4;
+
+/// Times it.
+///
+/// # Errors
+/// A usage error for an unknown model, size or mode; a device error.
+pub fn run(request: &Request) -> Result<Value> {
+    let chosen = device::choose(&request.device)?;
+    let device = &chosen.device;
+    let config = SamConfig::named(&request.model).ok_or_else(|| {
+        Error::usage(format!("no size called `{}`", request.model)).hint("tiny, vit_t, vit_b, vit_l, vit_h")
+    })?;
+    let size = request.image.unwrap_or(config.image_size);
+    if size == 0 || !size.is_multiple_of(config.patch) {
+        return Err(Error::usage(format!("--image {size} is not a multiple of the patch of {} pixels", config.patch)));
+    }
+    if request.batch == 0 || request.steps == 0 {
+        return Err(Error::usage("--batch and --steps must be at least 1"));
+    }
+    let (parameters, _) = checkpoint::counts(&config.specs());
+    let mut sam = checkpoint::random(&request.model, config, 0).into_sam(device);
+    let picture = Picture::random(request.batch, size, device);
+    let mut trained = 0;
+    let mut times = Vec::new();
+    let mut adam = Adam::new(1e-8);
+    match request.mode.as_str() {
+        "encode" | "predict" => sam = sam.frozen(),
+        mode => {
+            let plan = plan(mode, &sam, &picture, request.k)?;
+            attach(&mut sam, &plan, device);
+            trained = sam.weights.iter().map(|(_, w)| w.trained()).sum();
+        }
+    }
+    for step in 0..request.warmup + request.steps {
+        let start = Instant::now();
+        match request.mode.as_str() {
+            "encode" => drop(to_vec(sam.embed(picture.pixels.clone()).coarse)),
+            "predict" => {
+                let prompts = vec![Prompt::default(); request.batch];
+                let embedding = sam.embed(picture.pixels.clone());
+                drop(to_vec(sam.decode(embedding, &prompts, None, Masks::Single).low_res));
+            }
+            _ => {
+                let mut gradients = picture.loss(&sam).backward();
+                adam.step(&mut sam.weights, &mut gradients, LR);
+                device.sync().map_err(|e| Error::device(format!("the device failed: {e:?}")))?;
+            }
+        }
+        if step >= request.warmup {
+            times.push(start.elapsed().as_secs_f64());
+        }
+    }
+    Ok(json!({
+        "model": request.model, "image": size, "mode": request.mode, "batch": request.batch, "device": chosen.name,
+        "dtype": "f32", "threads": rayon::current_num_threads(), "seconds_median": median(&times), "seconds": times,
+        "trained": trained, "parameters": parameters, "peak_rss_mib": peak_rss_mib(),
+    }))
+}
+
+struct Picture {
+    pixels: Tensor<4>,
+    target: Tensor<4>,
+    valid: Tensor<4>,
+}
+
+impl Picture {
+    fn random(batch: usize, size: usize, device: &Device) -> Picture {
+        let mut rng = generator(0, 0);
+        let mut values = |channels: usize| -> Vec<f32> {
+            (0..batch * channels * size * size).map(|_| rng.random::<f32>()).collect()
+        };
+        let tensor = |data: Vec<f32>, channels: usize| {
+            Tensor::<4>::from_data(TensorData::new(data, [batch, channels, size, size]), device)
+        };
+        let pixels = tensor(values(3).into_iter().map(|v| 3.4 * v - 1.7).collect(), 3);
+        let target = tensor(values(1).into_iter().map(|v| f32::from(u8::from(v > 0.7))).collect(), 1);
+        Picture { pixels, target, valid: tensor(vec![1.0; batch * size * size], 1) }
+    }
+
+    fn loss(&self, sam: &Sam) -> Tensor<1> {
+        let logits = prompt_free_logits(sam, self.pixels.clone());
+        loss(logits, self.target.clone(), self.valid.clone()).total()
+    }
+}
+
+fn plan(mode: &str, sam: &Sam, picture: &Picture, k: usize) -> Result<Plan> {
+    let method = method::find(mode).map_err(|e| {
+        let known = ["encode", "predict"].into_iter().chain(method::methods().into_iter().map(|(name, ..)| name));
+        let near =
+            nearest(mode, known).map(|n| format!("did you mean `{n}`?")).unwrap_or_else(|| e.hint.unwrap_or_default());
+        Error::usage(format!("unknown mode `{mode}`")).hint(near)
+    })?;
+    let (specs, settings) = (sam.config.specs(), Settings { k, ..Settings::default() });
+    let chosen = match method.needs_gradients() {
+        true => {
+            let table = gradients::accumulate(sam, std::iter::once(Ok(picture)), |sam, p| Ok(p.loss(sam)))?;
+            method.choose(&specs, &table, &settings)?
+        }
+        false => None,
+    };
+    Ok(method::plan(method, &specs, chosen.as_ref(), &settings))
+}
+
+fn median(times: &[f64]) -> f64 {
+    let mut sorted = times.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
+    (low + high) / 2.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between() {
+        assert_eq!(median(&[4.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+}

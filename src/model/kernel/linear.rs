@@ -1,0 +1,392 @@
+//! The linear layer, dense or with chosen entries.
+//!
+//! Backward gives the input gradient and, of the weight gradient, what is trained: all of it, nothing, or the chosen
+//! entries dW[r, c] = Σ_t dY[t, r] · X[t, c] alone. For chosen entries the dense dW is never formed, on any device.
+//!
+//! Patch embedding, neck and 1 × 1 convolutions are linear layers over rearranged pixels, so this file serves them too.
+
+use super::{Matrix, Threads, floats, indices, on_cpu, product, tensor};
+use crate::model::weights::{Scope, Weight};
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::flex::FlexTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::{Int, Shape, Tensor};
+use rayon::prelude::*;
+
+/// `x · Wᵀ + b` over the last dimension: `[…, fan_in]` → `[…, out]`, weight and bias found under `scope`.
+pub fn linear<const D: usize>(x: Tensor<D>, scope: &Scope<'_>) -> Tensor<D> {
+    affine(x, scope.get("weight"), Some(scope.get("bias").value.clone()))
+}
+
+/// `x · Wᵀ` over the last dimension: `[…, fan_in]` → `[…, out]`.
+pub fn project<const D: usize>(x: Tensor<D>, weight: &Weight) -> Tensor<D> {
+    affine(x, weight, None)
+}
+
+fn affine<const D: usize>(x: Tensor<D>, weight: &Weight, bias: Option<Tensor<1>>) -> Tensor<D> {
+    if !on_cpu(&x) {
+        return plain(x, weight, bias);
+    }
+    let (out, fan_in) = weight.spec.matrix();
+    let mut shape = x.dims();
+    let rows: usize = shape[..D - 1].iter().product();
+    let device = x.device().without_autodiff();
+    let bias = bias.unwrap_or_else(|| Tensor::zeros([out], &device));
+    let (leaf, chosen, sparse) = leaf(weight);
+    let y = Tensor::<2>::from_dispatch(<Dispatch as Linear>::fused_linear(
+        x.reshape([rows, fan_in]).into_dispatch(),
+        weight.value.clone().into_dispatch(),
+        leaf.into_dispatch(),
+        bias.into_dispatch(),
+        chosen.into_dispatch(),
+        sparse,
+    ));
+    shape[D - 1] = out;
+    y.reshape(shape)
+}
+
+/// The tensor that gradients reach, the flat indices of its values in the weight, and whether those are a part of it.
+pub(super) fn leaf(weight: &Weight) -> (Tensor<1>, Tensor<1, Int>, bool) {
+    match &weight.chosen {
+        Some(chosen) => (chosen.values.clone(), chosen.flat.clone(), true),
+        None => {
+            let device = weight.value.device().without_autodiff();
+            (weight.value.clone(), Tensor::zeros([1], &device), false)
+        }
+    }
+}
+
+pub(super) fn plain<const D: usize>(x: Tensor<D>, weight: &Weight, bias: Option<Tensor<1>>) -> Tensor<D> {
+    let (out, fan_in) = weight.spec.matrix();
+    let mut shape = x.dims();
+    let rows: usize = shape[..D - 1].iter().product();
+    let x = x.reshape([rows, fan_in]);
+    let y = match &weight.chosen {
+        None => x.matmul(weight.matrix().transpose()),
+        Some(chosen) => Tensor::from_dispatch(<Dispatch as ChosenEntries>::chosen_linear(
+            x.into_dispatch(),
+            weight.matrix().into_dispatch(),
+            chosen.values.clone().into_dispatch(),
+            chosen.rows.clone().into_dispatch(),
+            chosen.cols.clone().into_dispatch(),
+        )),
+    };
+    shape[D - 1] = out;
+    let y = y.reshape(shape);
+    match bias {
+        Some(bias) => y + bias.unsqueeze(),
+        None => y,
+    }
+}
+
+/// The linear layer as one operation.
+#[backend_extension(Flex, Autodiff)]
+pub trait Linear: Backend {
+    /// `x · Wᵀ + b`: `[tokens, fan_in]`, flat `[out · fan_in]`, `[out]` → `[tokens, out]`. `leaf` is the weight itself,
+    /// or, when `sparse`, its values at the flat indices `chosen`: what gradients reach.
+    fn fused_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        leaf: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        chosen: IntTensor<Self>,
+        sparse: bool,
+    ) -> FloatTensor<Self>;
+}
+
+impl Linear for Flex {
+    fn fused_linear(
+        x: FlexTensor,
+        weight: FlexTensor,
+        _: FlexTensor,
+        bias: FlexTensor,
+        _: FlexTensor,
+        _: bool,
+    ) -> FlexTensor {
+        let (x, fan_in) = (x.to_contiguous(), x.layout().shape()[1]);
+        let (x, weight, bias) = (floats(&x), floats(&weight), floats(&bias));
+        let (rows, out) = (x.len() / fan_in, bias.len());
+        let mut y = Vec::with_capacity(rows * out);
+        (0..rows).for_each(|_| y.extend_from_slice(bias));
+        let w = Matrix::new(weight, fan_in).t();
+        product([rows, fan_in, out], Matrix::new(x, fan_in), w, &mut y, true, Threads::All);
+        tensor(y, [rows, out])
+    }
+}
+
+/// Σ_t dy[t, row] · x[t, col] for every flat index `row · fan_in + col`.
+fn chosen_gradient(x: &[f32], dy: &[f32], chosen: &[u32], fan_in: usize) -> Vec<f32> {
+    let out = dy.len() * fan_in / x.len().max(1);
+    let mut sums = vec![0f32; chosen.len()];
+    // Threads share the entries, not the tokens: every sum is taken in the same order whatever their number.
+    sums.par_chunks_mut(256).zip(chosen.par_chunks(256)).for_each(|(sums, chosen)| {
+        let at: Vec<(usize, usize)> = chosen.iter().map(|i| (*i as usize / fan_in, *i as usize % fan_in)).collect();
+        for (x, dy) in x.chunks_exact(fan_in).zip(dy.chunks_exact(out)) {
+            for (sum, (row, col)) in sums.iter_mut().zip(&at) {
+                *sum += dy[*row] * x[*col];
+            }
+        }
+    });
+    sums
+}
+
+/// Sums over rows, pieces of 256 rows in their order.
+pub(super) fn column_sums(x: &[f32], width: usize) -> Vec<f32> {
+    let add = |mut sum: Vec<f32>, row: &[f32]| {
+        sum.iter_mut().zip(row).for_each(|(s, v)| *s += v);
+        sum
+    };
+    let parts: Vec<Vec<f32>> =
+        x.par_chunks(256 * width).map(|rows| rows.chunks_exact(width).fold(vec![0f32; width], add)).collect();
+    parts.iter().fold(vec![0f32; width], |sum, part| add(sum, part))
+}
+
+impl<C: CheckpointStrategy> Linear for Autodiff<Flex, C> {
+    fn fused_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        leaf: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        chosen: IntTensor<Self>,
+        sparse: bool,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct FusedLinear;
+        #[derive(Debug, Clone)]
+        struct State {
+            /// Kept only where a weight gradient is wanted.
+            x: Option<FlexTensor>,
+            weight: FlexTensor,
+            chosen: FlexTensor,
+            sparse: bool,
+            fan_in: usize,
+        }
+        impl Backward<Flex, 3> for FusedLinear {
+            type State = State;
+
+            fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let [x_node, leaf_node, bias_node] = ops.parents;
+                let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+                let (out, state) = (dy.layout().shape()[1], ops.state);
+                let (dy, fan_in) = (floats(&dy), state.fan_in);
+                let rows = dy.len() / out;
+                if let Some(node) = bias_node {
+                    grads.register::<Flex>(node.id, tensor(column_sums(dy, out), [out]));
+                }
+                if let (Some(node), Some(x)) = (leaf_node, &state.x) {
+                    let x = x.to_contiguous();
+                    let dw = if state.sparse {
+                        chosen_gradient(floats(&x), dy, &indices(&state.chosen), fan_in)
+                    } else {
+                        let mut dw = vec![0f32; out * fan_in];
+                        let x = Matrix::new(floats(&x), fan_in);
+                        product([out, rows, fan_in], Matrix::new(dy, out).t(), x, &mut dw, false, Threads::All);
+                        dw
+                    };
+                    let n = dw.len();
+                    grads.register::<Flex>(node.id, tensor(dw, [n]));
+                }
+                if let Some(node) = x_node {
+                    let mut dx = vec![0f32; rows * fan_in];
+                    let w = Matrix::new(floats(&state.weight), fan_in);
+                    product([rows, out, fan_in], Matrix::new(dy, out), w, &mut dx, false, Threads::All);
+                    grads.register::<Flex>(node.id, tensor(dx, [rows, fan_in]));
+                }
+            }
+        }
+        let (nodes, wants_weight) = ([x.node(), leaf.node(), bias.node()], leaf.is_tracked());
+        match FusedLinear.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let (x, weight) = (x.into_primitive(), weight.into_primitive());
+                let state = State {
+                    x: wants_weight.then(|| x.clone()),
+                    weight: weight.clone(),
+                    chosen: chosen.clone(),
+                    sparse,
+                    fan_in: x.layout().shape()[1],
+                };
+                let (leaf, bias) = (leaf.into_primitive(), bias.into_primitive());
+                prep.finish(state, Flex::fused_linear(x, weight, leaf, bias, chosen, sparse))
+            }
+            OpsKind::UnTracked(prep) => {
+                let (x, weight) = (x.into_primitive(), weight.into_primitive());
+                let (leaf, bias) = (leaf.into_primitive(), bias.into_primitive());
+                prep.finish(Flex::fused_linear(x, weight, leaf, bias, chosen, sparse))
+            }
+        }
+    }
+}
+
+/// The layer with chosen entries on any device, from burn's own operations.
+#[cfg_attr(feature = "cuda", backend_extension(Flex, Cube, Autodiff))]
+#[cfg_attr(not(feature = "cuda"), backend_extension(Flex, Autodiff))]
+pub trait ChosenEntries: Backend {
+    /// `x · Wᵀ`, `[tokens, fan_in]` × `[out, fan_in]` → `[tokens, out]`; `values` stand in `weight` at (rows, cols)
+    /// already and are named only so that their gradient is recorded.
+    fn chosen_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        rows: IntTensor<Self>,
+        cols: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let _ = (values, rows, cols);
+        Self::float_matmul(x, Self::float_swap_dims(weight, 0, 1))
+    }
+
+    /// `Σ_t dy[t, rows[m]] · x[t, cols[m]]` for every chosen entry m.
+    fn chosen_gradient(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        rows: IntTensor<Self>,
+        cols: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let product = Self::float_mul(Self::float_select(dy, 1, rows), Self::float_select(x, 1, cols));
+        let sum = Self::float_sum_dim(product, 0);
+        let n = burn::backend::TensorMetadata::shape(&sum).num_elements();
+        Self::float_reshape(sum, Shape::new([n]))
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl ChosenEntries for burn::backend::Cube {}
+
+impl ChosenEntries for Flex {}
+
+impl<B: ChosenEntries, C: CheckpointStrategy> ChosenEntries for Autodiff<B, C> {
+    fn chosen_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        rows: IntTensor<Self>,
+        cols: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct ChosenLinear;
+        #[derive(Debug, Clone)]
+        struct State<B: Backend> {
+            x: FloatTensor<B>,
+            weight: FloatTensor<B>,
+            rows: IntTensor<B>,
+            cols: IntTensor<B>,
+        }
+        impl<B: ChosenEntries> Backward<B, 2> for ChosenLinear {
+            type State = State<B>;
+
+            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let [x, values] = ops.parents;
+                let dy = grads.consume::<B>(&ops.node);
+                let state = ops.state;
+                if let Some(node) = values {
+                    let gradient = B::chosen_gradient(state.x, dy.clone(), state.rows, state.cols);
+                    grads.register::<B>(node.id, gradient);
+                }
+                if let Some(node) = x {
+                    grads.register::<B>(node.id, B::float_matmul(dy, state.weight));
+                }
+            }
+        }
+        match ChosenLinear.prepare::<C>([x.node(), values.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let state = State::<B> {
+                    x: x.primitive().clone(),
+                    weight: weight.primitive().clone(),
+                    rows: rows.clone(),
+                    cols: cols.clone(),
+                };
+                prep.finish(
+                    state,
+                    B::chosen_linear(x.into_primitive(), weight.into_primitive(), values.into_primitive(), rows, cols),
+                )
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::chosen_linear(
+                x.into_primitive(),
+                weight.into_primitive(),
+                values.into_primitive(),
+                rows,
+                cols,
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{close, leaf as leaf_of, wave, weight};
+    use super::*;
+    use crate::model::weights::{Kind, to_vec};
+    use burn::tensor::{Device, TensorData};
+
+    /// 300 tokens, 7 inputs, 5 outputs: more tokens than one piece of any kernel.
+    fn layer() -> (Tensor<2>, Weight) {
+        (wave([300, 7], 0.37), weight("w", Kind::Linear, &[5, 7]))
+    }
+
+    #[test]
+    fn equals_the_plain_operations_forward_and_backward() {
+        let mut dense = layer().1;
+        let (mut sparse, frozen) = (dense.clone(), dense.clone());
+        dense.train_all();
+        sparse.train_chosen(&[0, 8, 20, 21, 34], &Device::flex());
+        for weight in [dense, sparse, frozen] {
+            let run = |f: &dyn Fn(Tensor<3>, &Weight, Option<Tensor<1>>) -> Tensor<3>| {
+                let (x, bias) = (leaf_of([3, 100, 7], 0.37), leaf_of([5], 0.7));
+                let y = f(x.clone(), &weight, Some(bias.clone()));
+                let grads = (y.clone() * wave([3, 100, 5], 0.11)).sum().backward();
+                let values = weight.chosen.as_ref().map(|c| &c.values).unwrap_or(&weight.value);
+                let mut all = vec![y.flatten(0, 2), x.grad(&grads).unwrap().flatten(0, 2), bias.grad(&grads).unwrap()];
+                all.extend(values.grad(&grads));
+                all
+            };
+            let (a, b) = (run(&affine), run(&plain));
+            assert_eq!(a.len(), b.len());
+            a.into_iter().zip(b).for_each(|(a, b)| close(a, b, 1e-5));
+        }
+    }
+
+    /// Gradients of Σ y² by x and by the trained values.
+    fn gradients(x: &Tensor<2>, weight: &Weight) -> (Vec<f32>, Vec<f32>) {
+        let x = x.clone().autodiff().require_grad();
+        let y = project(x.clone(), weight);
+        let grads = (y.clone() * y).sum().backward();
+        let leaf = weight.chosen.as_ref().map(|c| &c.values).unwrap_or(&weight.value);
+        (to_vec(x.grad(&grads).unwrap()), to_vec(leaf.grad(&grads).unwrap()))
+    }
+
+    #[test]
+    fn chosen_entries_have_the_dense_gradient() {
+        let (x, mut dense) = layer();
+        let mut sparse = dense.clone();
+        let chosen = [0u32, 8, 20, 21, 34];
+        dense.train_all();
+        sparse.train_chosen(&chosen, &Device::flex());
+        let ((dx, dw), (sx, sw)) = (gradients(&x, &dense), gradients(&x, &sparse));
+        let near = |a: f32, b: f32| (a - b).abs() <= 1e-4 * (1.0 + b.abs());
+        assert!(dx.iter().zip(&sx).all(|(a, b)| near(*b, *a)));
+        assert!(chosen.iter().zip(&sw).all(|(i, b)| near(*b, dw[*i as usize])), "{sw:?} {dw:?}");
+    }
+
+    #[test]
+    fn chosen_entries_have_the_finite_difference() {
+        let (x, mut weight) = layer();
+        weight.train_chosen(&[8, 20], &Device::flex());
+        let gradient = gradients(&x, &weight).1;
+        let loss = |at: usize, by: f32| {
+            let mut moved = weight.clone();
+            let mut values = to_vec(moved.chosen.as_ref().unwrap().values.clone());
+            values[at] += by;
+            moved.set_chosen(Tensor::from_data(TensorData::new(values, [2]), &Device::flex()));
+            let y = project(x.clone(), &moved).without_autodiff();
+            to_vec((y.clone() * y).sum())[0]
+        };
+        for (at, exact) in gradient.iter().enumerate() {
+            // The loss is quadratic in each value: central differences are exact but for rounding.
+            let difference = (loss(at, 0.05) - loss(at, -0.05)) / 0.1;
+            assert!((difference - exact).abs() <= 2e-2 * exact.abs().max(1.0), "{difference} against {exact}");
+        }
+    }
+}
