@@ -212,8 +212,17 @@ impl Example {
         Example { pixels: fit.normalised(&scene.picture.rgb), objects: scene.objects, count: scene.count }
     }
 
+    /// One object; large ones are picked more often, by the root of their areas.
     fn pick(&self, rng: &mut ChaCha8Rng) -> Vec<bool> {
-        let wanted = if self.count > 1 { rng.random_range(1..=self.count) } else { 1 };
+        let mut areas = [0u32; 256];
+        self.objects.iter().for_each(|o| areas[usize::from(*o)] += 1);
+        let roots = areas[1..=usize::from(self.count)].iter().map(|a| f64::from(*a).sqrt());
+        let mut ticket = rng.random::<f64>() * roots.clone().sum::<f64>();
+        let picked = roots.map(|root| {
+            ticket -= root;
+            ticket < 0.0
+        });
+        let wanted = 1 + picked.collect::<Vec<_>>().iter().position(|p| *p).unwrap_or(0) as u8;
         self.objects.iter().map(|o| *o == wanted).collect()
     }
 }
