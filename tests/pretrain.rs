@@ -27,6 +27,7 @@ iou_hidden = 8
 stem = { widths = [4, 8, 8], blocks = [0, 0, 1] }
 [[stage]]
 name = "world"
+size = 16
 steps = 150
 lr = 1e-3
 [[stage]]

@@ -51,6 +51,8 @@ pub struct StageRecipe {
     pub steps: usize,
     /// Highest learning rate.
     pub lr: f64,
+    /// Side of the square in pixels; the model's own by default.
+    pub size: Option<usize>,
     /// Sets of pictures with masks.
     #[serde(default)]
     pub set: Vec<SetRecipe>,
@@ -101,11 +103,7 @@ pub fn run(request: &Request, replace: Replace, progress: &Progress) -> Result<V
             Error::usage(format!("no size called `{}`", recipe.model)).hint("tiny, vit_t, vit_b, vit_l, vit_h")
         })?,
     };
-    let stages = recipe
-        .stage
-        .iter()
-        .map(|stage| open(stage, request, &recipe, config.image_size))
-        .collect::<Result<Vec<_>>>()?;
+    let stages = recipe.stage.iter().map(|stage| open(stage, request, &recipe, &config)).collect::<Result<Vec<_>>>()?;
     let base = match &recipe.start {
         Some(path) => checkpoint::read(path)?,
         None => checkpoint::random(&recipe.model, config.clone(), recipe.seed),
@@ -125,9 +123,10 @@ pub fn run(request: &Request, replace: Replace, progress: &Progress) -> Result<V
         let sets: Vec<String> = recipe.set.iter().map(|s| format!("{} {:.0} %", s.dataset, 100.0 * s.share)).collect();
         let pictures: usize = stage.pools.iter().map(|p| p.samples.len()).sum();
         progress.line(format!(
-            "stage        {}: {} steps; {} ({pictures} pictures)",
+            "stage        {}: {} steps at {} pixels; {} ({pictures} pictures)",
             recipe.name,
             stage.steps,
+            stage.size,
             sets.join(", ")
         ));
     }
@@ -168,7 +167,14 @@ pub fn read(path: &Path) -> Result<Recipe> {
     Ok(recipe)
 }
 
-fn open(stage: &StageRecipe, request: &Request, recipe: &Recipe, size: usize) -> Result<Stage> {
+fn open(stage: &StageRecipe, request: &Request, recipe: &Recipe, config: &SamConfig) -> Result<Stage> {
+    let size = stage.size.unwrap_or(config.image_size);
+    if size == 0 || !size.is_multiple_of(config.patch) || size > 4096 {
+        return Err(Error::usage(format!(
+            "stage `{}`: a size of {size} is not a multiple of the patch of {} pixels, at most 4096",
+            stage.name, config.patch
+        )));
+    }
     let preprocessing = Preprocessing::new(size);
     let pools = stage.set.iter().map(|set| {
         let samples = if set.dataset == "phantom" {
@@ -183,7 +189,7 @@ fn open(stage: &StageRecipe, request: &Request, recipe: &Recipe, size: usize) ->
         };
         Ok(Pool { share: set.share, samples })
     });
-    Ok(Stage { steps: stage.steps, lr: stage.lr, pools: pools.collect::<Result<_>>()? })
+    Ok(Stage { steps: stage.steps, lr: stage.lr, size, pools: pools.collect::<Result<_>>()? })
 }
 
 /// Polyp phantoms that no data set of `train` holds: their seed is the recipe's, set apart.

@@ -39,6 +39,8 @@ pub struct Stage {
     pub steps: usize,
     /// Highest learning rate.
     pub lr: f64,
+    /// Side of the square in pixels: smaller squares teach the same for less.
+    pub size: usize,
     /// Where pictures come from; the generated world gives the rest.
     pub pools: Vec<Pool>,
 }
@@ -120,13 +122,13 @@ pub fn run(
     state.attach(sam, &mut adam, device);
     let total: usize = options.stages.iter().map(|s| s.steps).sum();
     let (start, before, first) = (Instant::now(), state.seconds, state.step_in_epoch);
-    let (size, stride) = (sam.config.image_size, mask_stride(sam));
+    let stride = mask_stride(sam);
     std::thread::scope(|scope| {
         let (to, batches) = sync_channel(AHEAD);
         scope.spawn(move || {
             for step in first..total {
                 // The other end is gone when the training ended early.
-                if to.send(Drawn::new(options, step, size, stride)).is_err() {
+                if to.send(Drawn::new(options, step, stride)).is_err() {
                     return;
                 }
             }
@@ -191,7 +193,8 @@ struct Example {
 const TRIES: u64 = 8;
 
 impl Example {
-    fn draw(stage: &Stage, seed: u64, number: u64, size: usize) -> Example {
+    fn draw(stage: &Stage, seed: u64, number: u64) -> Example {
+        let size = stage.size;
         let mut rng = generator(seed, (1 << 62) + number);
         let mut ticket = rng.random::<f64>();
         for pool in &stage.pools {
@@ -242,12 +245,13 @@ struct Drawn {
 }
 
 impl Drawn {
-    fn new(options: &Options, step: usize, size: usize, stride: usize) -> Drawn {
+    fn new(options: &Options, step: usize, stride: usize) -> Drawn {
         let stage = &options.stages[stage_of(&options.stages, step).0];
+        let size = stage.size;
         let mut rng = generator(options.seed, (1 << 61) + step as u64);
         let examples: Vec<Example> = (0..options.batch)
             .into_par_iter()
-            .map(|i| Example::draw(stage, options.seed, (step * options.batch + i) as u64, size))
+            .map(|i| Example::draw(stage, options.seed, (step * options.batch + i) as u64))
             .collect();
         let pointed = rng.random::<f32>() < POINTS;
         let second = rng.random::<f32>() < SECOND;
@@ -468,17 +472,20 @@ mod tests {
 
     #[test]
     fn stages_follow_each_other() {
-        let stage = |steps| Stage { steps, lr: 1.0, pools: vec![] };
+        let stage = |steps| Stage { steps, lr: 1.0, size: 64, pools: vec![] };
         let stages = [stage(3), stage(2)];
         assert_eq!([0, 2, 3, 4].map(|step| stage_of(&stages, step)), [(0, 0), (0, 2), (1, 0), (1, 1)]);
     }
 
     #[test]
     fn a_step_depends_on_seed_and_number_alone() {
-        let options =
-            Options { stages: vec![Stage { steps: 9, lr: 1.0, pools: vec![] }], batch: 2, seed: 4, save_every: 9 };
-        let (a, b, c) =
-            (Drawn::new(&options, 3, 64, 4), Drawn::new(&options, 3, 64, 4), Drawn::new(&options, 4, 64, 4));
+        let options = Options {
+            stages: vec![Stage { steps: 9, lr: 1.0, size: 64, pools: vec![] }],
+            batch: 2,
+            seed: 4,
+            save_every: 9,
+        };
+        let (a, b, c) = (Drawn::new(&options, 3, 4), Drawn::new(&options, 3, 4), Drawn::new(&options, 4, 4));
         assert_eq!((&a.pixels, &a.one, &a.prompts), (&b.pixels, &b.one, &b.prompts));
         assert_ne!(a.pixels, c.pixels);
         assert!(a.one.iter().zip(&a.all).all(|(one, all)| one <= all), "the one is among all");
