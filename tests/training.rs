@@ -206,9 +206,8 @@ fn counted_steps_survive_a_stop_anywhere() {
         let mut around = Stopper { folder: at.to_path_buf(), step: 0, stop_at };
         segft::train::run(&mut sam, &samples, &options, state, &mut around, &device)
     };
-    let rows = |state: &State| {
-        state.history.iter().map(|row| (row.epoch, row.step, row.lr, row.loss)).collect::<Vec<_>>()
-    };
+    let rows =
+        |state: &State| state.history.iter().map(|row| (row.epoch, row.step, row.lr, row.loss)).collect::<Vec<_>>();
     let whole = train(State::default(), usize::MAX).unwrap();
     // 3 steps an epoch, the third cut short.
     assert_eq!(rows(&whole).iter().map(|row| row.1).collect::<Vec<_>>(), [3, 6, 8]);

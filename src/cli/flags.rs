@@ -269,12 +269,10 @@ pub(super) struct Select {
 /// Methods side by side on one protocol: a table, cell by cell.
 #[derive(Args, Debug)]
 pub(super) struct Compare {
-    #[command(flatten)]
-    pub common: Common,
     /// The methods; every other one is compared with the first
     #[arg(long, value_delimiter = ',', required = true, help_heading = "Comparison")]
     methods: Vec<String>,
-    /// Trainings per cell, with seeds from --seed on; the split stays
+    /// Trainings of each method at each size, with seeds from --seed on; the split stays
     #[arg(long, default_value_t = 3, value_name = "N", help_heading = "Comparison")]
     seeds: u64,
     /// Cases in all for training and validation, or `all`
@@ -286,7 +284,7 @@ pub(super) struct Compare {
     /// Trials: multiples of each method's own learning rate, judged on validation
     #[arg(long, value_delimiter = ',', default_value = "0.33,1,3", help_heading = "Comparison")]
     lrs: Vec<f64>,
-    /// The folder of the results [default: compare/<dataset>]
+    /// The folder of the results; what is there is not made again [default: compare/<dataset>]
     #[arg(long, value_name = "DIR", help_heading = "Comparison")]
     pub out: Option<PathBuf>,
     /// Train nothing: print the table of what is there
@@ -295,6 +293,8 @@ pub(super) struct Compare {
     /// Write the table's rows as CSV
     #[arg(long, value_name = "FILE", help_heading = "Comparison")]
     pub csv: Option<PathBuf>,
+    #[command(flatten)]
+    pub common: Common,
 }
 
 impl Compare {

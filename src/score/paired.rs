@@ -45,7 +45,7 @@ pub fn compare(differences: &[f64], seed: u64) -> Option<Paired> {
     };
     let p = match n {
         0 => return None,
-        ..=ALL_FLIPS => {
+        1..=ALL_FLIPS => {
             let all = 1u32 << n;
             let far = (0..all).filter(|bits| flipped(&mut |i| bits >> i & 1 == 1)).count();
             far as f64 / f64::from(all)

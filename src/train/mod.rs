@@ -146,7 +146,7 @@ pub fn run(
             state.seconds = before + start.elapsed().as_secs_f64();
             around.stepped(step + 1, total, state.loss_sum / (at + 1) as f64);
             let stop = around.stopped();
-            if stop || (step + 1) % options.save_every == 0 {
+            if stop || (step + 1).is_multiple_of(options.save_every) {
                 state.detach(sam, &adam);
                 around.save(&state)?;
             }

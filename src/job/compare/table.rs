@@ -329,9 +329,10 @@ impl Table {
 impl Row {
     fn fields(&self) -> [String; 10] {
         let or_hole = |text: Option<String>| text.unwrap_or_else(|| "–".into());
-        let present = (!self.seeds.is_empty() && self.seeds.len() < self.seeds_wanted)
-            .then(|| format!(" ({} of {} seeds)", self.seeds.len(), self.seeds_wanted))
-            .unwrap_or_default();
+        let present = match self.seeds.len() {
+            n if n > 0 && n < self.seeds_wanted => format!(" ({n} of {} seeds)", self.seeds_wanted),
+            _ => String::new(),
+        };
         let sd = self.mdice_sd.map(|sd| format!(" ± {sd:.3}")).unwrap_or_default();
         let score = |text: Option<String>| match (text, self.converged) {
             (Some(text), Some(false)) => format!("({text})"),
