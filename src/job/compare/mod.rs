@@ -416,6 +416,10 @@ impl Work<'_> {
         let metrics = metrics.map_err(|e| if e.kind == Kind::Interrupted { e.hint(GO_ON) } else { e })?;
         let mut metrics: Metrics =
             serde_json::from_value(metrics).map_err(|e| Error::job(format!("metrics: {e}")).at(folder))?;
+        // A run that failed its proof has written its figures all the same.
+        if !metrics.frozen_weights_unchanged {
+            return Err(Error::job("weights moved that must not").at(folder));
+        }
         if metrics.seconds > LONG_SECONDS && setup.steps == self.request.steps {
             self.progress.warn(format!("this training took {:.0} s: fewer --steps?", metrics.seconds));
         }
@@ -461,6 +465,7 @@ struct Metrics {
     seconds: f64,
     peak_rss_mib: Option<u64>,
     device: String,
+    frozen_weights_unchanged: bool,
     metric_per_case: Vec<CaseMetrics>,
 }
 

@@ -48,6 +48,7 @@ struct Row {
     trained_parameters: Option<usize>,
     parameters: Option<usize>,
     seconds_per_step: Option<f64>,
+    /// The lowest over seeds: what the process kept from earlier trainings only adds.
     peak_rss_mib: Option<u64>,
     converged: Option<bool>,
 }
@@ -159,7 +160,7 @@ impl Group {
             trained_parameters: first.map(|cell| cell.trained_parameters),
             parameters: first.map(|cell| cell.parameters),
             seconds_per_step: mean(&of(|cell| cell.seconds_per_step)),
-            peak_rss_mib: self.cells.iter().filter_map(|cell| cell.peak_rss_mib).max(),
+            peak_rss_mib: self.cells.iter().filter_map(|cell| cell.peak_rss_mib).min(),
             converged: self.converged(),
         }
     }
@@ -312,7 +313,8 @@ impl Table {
              for each training. The interval is a bootstrap over cases of each case's mean over seeds. The learning \
              rate of every method and size was chosen by {trials} {} on validation cases. Twice the steps: whether \
              doubling them moves the first seed's validation mDice by less than 0.01; numbers in brackets do not count. \
-             Seconds include validation.",
+             Seconds include validation; the peak is that of the seed with the lowest, since memory kept from earlier \
+             trainings only adds.",
             if trials == 1 { "trial" } else { "trials" }
         ));
         if self.comparisons.iter().any(|c| c.paired.is_some()) {
