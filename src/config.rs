@@ -48,6 +48,8 @@ pub struct Config {
     pub epochs: usize,
     /// Trains for this time instead.
     pub minutes: Option<f64>,
+    /// Trains exactly this many steps instead, without patience.
+    pub steps: Option<usize>,
     /// Highest learning rate; the method's own by default.
     pub lr: Option<f64>,
     /// Samples a step.
@@ -82,6 +84,8 @@ pub struct Config {
     pub threads: Option<usize>,
     /// Seed of split, order and augmentation.
     pub seed: u64,
+    /// Seed of the split alone; `seed` by default.
+    pub split_seed: Option<u64>,
     /// Never use the network.
     pub offline: bool,
     /// Warn instead of refusing when a case stands on two sides of the split.
@@ -107,6 +111,7 @@ impl Default for Config {
             selection: None,
             epochs: 12,
             minutes: None,
+            steps: None,
             lr: None,
             batch: 4,
             adam_eps: 1e-8,
@@ -124,6 +129,7 @@ impl Default for Config {
             device: "auto".into(),
             threads: None,
             seed: 0,
+            split_seed: None,
             offline: false,
             allow_leak: false,
         }
@@ -250,6 +256,12 @@ impl Config {
         }
         if self.minutes.is_some_and(|m| !(m > 0.0 && m.is_finite())) {
             return wrong("--minutes must be above 0".into());
+        }
+        if self.steps == Some(0) {
+            return wrong("--steps must be at least 1".into());
+        }
+        if self.steps.is_some() && self.minutes.is_some() {
+            return wrong("--steps and --minutes exclude each other".into());
         }
         if self.threshold.is_some_and(|t| !(0.0..=1.0).contains(&t)) {
             return wrong("--threshold must lie between 0 and 1".into());

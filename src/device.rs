@@ -85,6 +85,12 @@ pub fn peak_rss_mib() -> Option<u64> {
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib / 1024)
 }
 
+/// Lets [`peak_rss_mib`] count anew, from what is in memory now. `None` where the system cannot: the peak is then that
+/// of all that the process did.
+pub fn forget_peak() -> Option<()> {
+    std::fs::write("/proc/self/clear_refs", "5").ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

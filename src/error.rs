@@ -14,6 +14,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Kind {
     /// The job itself failed: disk full, not-a-number loss, locked run (exit 1).
     Job,
+    /// The loss is no longer a number (exit 1).
+    Diverged,
     /// Wrong flags, keys, paths, or an output that exists (exit 2).
     Usage,
     /// Unreadable, mismatched or leaking data (exit 3).
@@ -30,7 +32,7 @@ impl Kind {
     /// The exit code of the program for this kind.
     pub fn exit_code(self) -> u8 {
         match self {
-            Kind::Job => 1,
+            Kind::Job | Kind::Diverged => 1,
             Kind::Usage => 2,
             Kind::Data | Kind::Weights => 3,
             Kind::Device => 5,
@@ -41,7 +43,7 @@ impl Kind {
     /// The word used in JSON.
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Job => "job",
+            Kind::Job | Kind::Diverged => "job",
             Kind::Usage => "usage",
             Kind::Data => "data",
             Kind::Weights => "weights",

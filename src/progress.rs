@@ -39,6 +39,13 @@ impl Progress {
         }
     }
 
+    /// Writes to no file any more.
+    pub fn end_log(&self) {
+        if let Ok(mut log) = self.log.lock() {
+            *log = None;
+        }
+    }
+
     /// Says a line.
     pub fn line(&self, text: impl AsRef<str>) {
         self.write(text.as_ref(), self.voice == Voice::Normal);

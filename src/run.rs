@@ -24,7 +24,9 @@ impl Run {
     pub fn create(given: Option<&Path>, dataset: &str, method: &str, force: crate::io::Replace) -> Result<Run> {
         let folder = match given {
             Some(folder) => {
-                let taken = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
+                // A lock alone is what is left of a run that was killed at once.
+                let taken = std::fs::read_dir(folder)
+                    .is_ok_and(|entries| entries.flatten().any(|entry| entry.file_name() != ".lock"));
                 if taken && force == crate::io::Replace::Never {
                     return Err(Error::usage("the run folder exists already")
                         .at(folder)

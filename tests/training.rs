@@ -120,6 +120,106 @@ fn a_given_time_is_used() {
     assert!(metrics["epochs"].as_u64().unwrap() >= 2, "{metrics}");
 }
 
+/// Steps in history.csv.
+fn validated_at(folder: &Path, run: &str) -> Vec<usize> {
+    history(folder, run).iter().skip(1).map(|row| row.split(',').nth(1).unwrap().parse().unwrap()).collect()
+}
+
+#[test]
+fn steps_are_counted_exactly() {
+    let folder = workplace();
+    let at = folder.path();
+    // 12 cases in batches of 4: 3 steps an epoch.
+    let metrics = train(at, "few", &["--steps", "7"]);
+    assert_eq!((metrics["steps"].as_u64(), metrics["epochs"].as_u64()), (Some(7), Some(3)), "{metrics}");
+    assert_eq!(validated_at(at, "few"), [3, 6, 7]);
+    assert_eq!(train(at, "two", &["--steps", "2"])["steps"], 2);
+    // A tenth of 45 is 4: only every second epoch is validated, and the last one is.
+    train(at, "more", &["--steps", "45"]);
+    assert_eq!(validated_at(at, "more"), [6, 12, 18, 24, 30, 36, 42, 45]);
+    train(at, "again", &["--steps", "45", "--threads", "1"]);
+    assert_same_run(at, "more", "again");
+    // As many steps as epochs make are those epochs.
+    train(at, "epochs", &["--epochs", "2"]);
+    train(at, "steps", &["--steps", "6"]);
+    assert_same_run(at, "epochs", "steps");
+    for more in [&["--steps", "3", "--minutes", "1"][..], &["--set", "steps=3", "--minutes", "1"], &["--steps", "0"]] {
+        let (code, error) = fails(at, &[&["train", "--dataset", "discs"][..], more].concat());
+        assert_eq!((code, error.contains("--steps")), (2, true), "{error}");
+    }
+}
+
+/// Stops after a given step, as a signal would.
+struct Stopper {
+    folder: std::path::PathBuf,
+    step: usize,
+    stop_at: usize,
+}
+
+impl segft::train::Surroundings for Stopper {
+    fn validate(&mut self, _: &segft::model::Sam) -> segft::error::Result<segft::train::Validation> {
+        Ok(segft::train::Validation { mdice: 1.0 / (1 + self.step) as f64, miou: 0.0 })
+    }
+    fn save(&mut self, state: &segft::train::State) -> segft::error::Result<()> {
+        state.save(&self.folder.join("state.safetensors"))
+    }
+    fn stopped(&self) -> bool {
+        self.step == self.stop_at
+    }
+    fn stepped(&mut self, step: usize, _: usize, _: f64) {
+        self.step = step;
+    }
+    fn epoch(&mut self, _: &segft::train::Epoch, _: bool) {}
+}
+
+/// Stopped after every single step and resumed: the same rows, rates included, and the same steps.
+#[test]
+fn counted_steps_survive_a_stop_anywhere() {
+    use segft::train::{Options, State, batch};
+    let folder = workplace();
+    let at = folder.path();
+    let request =
+        segft::data::Request { dataset: at.join("discs").display().to_string(), ..segft::data::Request::default() };
+    let splits = segft::data::prepare(&request).unwrap();
+    let device = segft::device::choose("cpu").unwrap().device;
+    let samples =
+        batch::load(&splits.train[..5], splits.dataset.form, &segft::predict::Preprocessing::new(72)).unwrap();
+    let options = Options {
+        epochs: usize::MAX,
+        batch: 2,
+        lr: 1e-3,
+        adam_eps: 1e-8,
+        seed: 5,
+        augment: batch::Augment::Mild,
+        patience: usize::MAX,
+        minutes: None,
+        steps: Some(8),
+        save_every: 1,
+    };
+    let specs = common::small_config().specs();
+    let decoder = segft::method::find("decoder").unwrap();
+    let plan = segft::method::plan(decoder, &specs, None, &segft::method::Settings::default());
+    let train = |state: State, stop_at: usize| {
+        let base = segft::model::checkpoint::read(&at.join("small.safetensors")).unwrap();
+        let mut sam = base.into_sam(&device);
+        segft::tune::attach(&mut sam, &plan, &device);
+        let mut around = Stopper { folder: at.to_path_buf(), step: 0, stop_at };
+        segft::train::run(&mut sam, &samples, &options, state, &mut around, &device)
+    };
+    let rows =
+        |state: &State| state.history.iter().map(|row| (row.epoch, row.step, row.lr, row.loss)).collect::<Vec<_>>();
+    let whole = train(State::default(), usize::MAX).unwrap();
+    // 3 steps an epoch, the third cut short.
+    assert_eq!(rows(&whole).iter().map(|row| row.1).collect::<Vec<_>>(), [3, 6, 8]);
+    for stop_at in 1..=8 {
+        let error = train(State::default(), stop_at).unwrap_err();
+        assert_eq!(error.kind.exit_code(), 130, "{error}");
+        let state = State::load(&at.join("state.safetensors")).unwrap();
+        let resumed = train(state, usize::MAX).unwrap();
+        assert_eq!(rows(&resumed), rows(&whole), "stopped after step {stop_at}");
+    }
+}
+
 #[test]
 fn validation_and_test_do_not_reach_the_selection() {
     let folder = workplace();
@@ -176,6 +276,7 @@ fn killed_and_resumed_ends_in_the_same_bytes() {
     assert!(!at.join("cut/metrics.json").exists(), "killed too late to mean anything");
     ok(at, &["train", "--resume", "cut", "--threads", "1"]);
     assert_same_run(at, "whole", "cut");
+    assert_eq!(std::fs::read_to_string(at.join("runs/latest")).unwrap().trim(), "cut");
     let (code, error) = fails(at, &["train", "--resume", "cut"]);
     assert_eq!((code, error.contains("complete")), (2, true), "{error}");
 }

@@ -1,6 +1,8 @@
 //! Every flag, with its help. Defaults of a training live in [`crate::config`]; flags left out are not set.
 
+use crate::config::Config;
 use crate::io::Replace;
+use crate::job::compare::Size;
 use crate::job::predict::{Probabilities, Request, Weights};
 use crate::job::prompt::Taken;
 use crate::job::score::What;
@@ -54,6 +56,8 @@ pub(super) enum Command {
     Score(Score),
     /// Only the selection: which weights, how many, where
     Select(Box<Select>),
+    /// Methods side by side on one protocol: a table, resumable cell by cell
+    Compare(Box<Compare>),
     /// What a file is: volume, picture, checkpoint, selection, patch, run or data set
     Info {
         /// File or folder
@@ -243,7 +247,9 @@ pub(super) struct Fetch {
 #[derive(Args, Debug)]
 pub(super) struct Train {
     #[command(flatten)]
-    pub training: Training,
+    pub common: Common,
+    #[command(flatten)]
+    pub one: One,
     /// Go on where a run was stopped; the newest unfinished one by default
     #[arg(long, value_name = "RUN", num_args = 0..=1)]
     pub resume: Option<Option<PathBuf>>,
@@ -252,15 +258,87 @@ pub(super) struct Train {
 #[derive(Args, Debug)]
 pub(super) struct Select {
     #[command(flatten)]
-    pub training: Training,
+    pub common: Common,
+    #[command(flatten)]
+    pub one: One,
     /// Overlap of two selections
     #[arg(long, num_args = 2, value_names = ["A", "B"])]
     pub diff: Option<Vec<PathBuf>>,
 }
 
-/// Flags of a training. Names are the keys of the configuration.
+/// Methods side by side on one protocol: a table, cell by cell.
+#[derive(Args, Debug)]
+pub(super) struct Compare {
+    /// The methods; every other one is compared with the first
+    #[arg(long, value_delimiter = ',', required = true, help_heading = "Comparison")]
+    methods: Vec<String>,
+    /// Trainings of each method at each size, with seeds from --seed on; the split stays
+    #[arg(long, default_value_t = 3, value_name = "N", help_heading = "Comparison")]
+    seeds: u64,
+    /// Cases in all for training and validation, or `all`
+    #[arg(long, value_delimiter = ',', default_value = "all", help_heading = "Comparison")]
+    sizes: Vec<Size>,
+    /// Steps of every training [default: 300]
+    #[arg(long, help_heading = "Comparison")]
+    pub steps: Option<usize>,
+    /// Trials: multiples of each method's own learning rate, judged on validation
+    #[arg(long, value_delimiter = ',', default_value = "0.33,1,3", help_heading = "Comparison")]
+    lrs: Vec<f64>,
+    /// The folder of the results; what is there is not made again [default: compare/<dataset>]
+    #[arg(long, value_name = "DIR", help_heading = "Comparison")]
+    pub out: Option<PathBuf>,
+    /// Train nothing: print the table of what is there
+    #[arg(long, help_heading = "Comparison")]
+    pub report: bool,
+    /// Write the table's rows as CSV
+    #[arg(long, value_name = "FILE", help_heading = "Comparison")]
+    pub csv: Option<PathBuf>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+impl Compare {
+    pub(super) fn request(&self, config: Config) -> crate::error::Result<crate::job::compare::Request> {
+        let Compare { methods, seeds, sizes, lrs, .. } = self;
+        crate::job::compare::Request::new(config, methods.clone(), *seeds, sizes.clone(), lrs.clone())
+    }
+}
+
+/// Flags of one training alone. Names are the keys of the configuration.
 #[derive(Args, Debug, Serialize)]
-pub(super) struct Training {
+pub(super) struct One {
+    /// Cases in all for training and validation
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    sizes: Option<usize>,
+    /// gps, full, decoder [default: gps]
+    #[arg(long, help_heading = "Model and method")]
+    method: Option<String>,
+    /// A selection made before
+    #[arg(long, value_name = "FILE", help_heading = "Model and method")]
+    selection: Option<PathBuf>,
+    /// Passes over the training cases, at most [default: 12]
+    #[arg(long, help_heading = "Training")]
+    epochs: Option<usize>,
+    /// Train for this time instead (not reproducible to the byte)
+    #[arg(long, help_heading = "Training")]
+    minutes: Option<f64>,
+    /// Train exactly this many steps instead, without patience
+    #[arg(long, conflicts_with = "minutes", help_heading = "Training")]
+    steps: Option<usize>,
+    /// Highest learning rate [default: the method's own]
+    #[arg(long, help_heading = "Training")]
+    lr: Option<f64>,
+    /// Epochs without a better validation mDice before training stops [default: 8]
+    #[arg(long, help_heading = "Training")]
+    patience: Option<usize>,
+    /// The run folder [default: runs/<dataset>-<method>-<n>]
+    #[arg(long, value_name = "DIR", help_heading = "Run")]
+    out: Option<PathBuf>,
+}
+
+/// Flags of every training. Names are the keys of the configuration.
+#[derive(Args, Debug, Serialize)]
+pub(super) struct Common {
     /// phantom, phantom-volume, polyp, a folder, or a CSV image,mask[,group][,split] [default: phantom]
     #[arg(long, value_name = "NAME|DIR", help_heading = "Data")]
     dataset: Option<String>,
@@ -282,9 +360,6 @@ pub(super) struct Training {
     /// Cross-validation: the test fold, counted from 0
     #[arg(long, value_name = "I", help_heading = "Data")]
     fold: Option<usize>,
-    /// Cases in all for training and validation
-    #[arg(long, value_name = "N", help_heading = "Data")]
-    sizes: Option<usize>,
     /// Train although a case stands on two sides of the split
     #[arg(long, help_heading = "Data")]
     #[serde(serialize_with = "if_set")]
@@ -292,15 +367,9 @@ pub(super) struct Training {
     /// tiny, sam_vit_b, sam_vit_l, sam_vit_h, medsam_vit_b, or a checkpoint file [default: tiny]
     #[arg(long, value_name = "NAME|FILE", help_heading = "Model and method")]
     model: Option<String>,
-    /// gps, full, decoder [default: gps]
-    #[arg(long, help_heading = "Model and method")]
-    method: Option<String>,
     /// Weights selected per output neuron [default: 1]
     #[arg(long, help_heading = "Model and method")]
     k: Option<usize>,
-    /// A selection made before
-    #[arg(long, value_name = "FILE", help_heading = "Model and method")]
-    selection: Option<PathBuf>,
     /// Leave the image encoder's biases as they are
     #[arg(long = "no-biases", help_heading = "Model and method")]
     #[serde(rename = "biases", serialize_with = "if_unset")]
@@ -309,24 +378,12 @@ pub(super) struct Training {
     #[arg(long = "no-decoder", help_heading = "Model and method")]
     #[serde(rename = "decoder", serialize_with = "if_unset")]
     no_decoder: bool,
-    /// Passes over the training cases, at most [default: 12]
-    #[arg(long, help_heading = "Training")]
-    epochs: Option<usize>,
-    /// Train for this time instead (not reproducible to the byte)
-    #[arg(long, help_heading = "Training")]
-    minutes: Option<f64>,
-    /// Highest learning rate [default: the method's own]
-    #[arg(long, help_heading = "Training")]
-    lr: Option<f64>,
     /// Samples a step [default: 4]
     #[arg(long, help_heading = "Training")]
     batch: Option<usize>,
     /// Adam's epsilon [default: 1e-8]
     #[arg(long, help_heading = "Training")]
     adam_eps: Option<f64>,
-    /// Epochs without a better validation mDice before training stops [default: 8]
-    #[arg(long, help_heading = "Training")]
-    patience: Option<usize>,
     /// Side of the network's square in pixels [default: the model's own]
     #[arg(long, help_heading = "Training")]
     image_size: Option<usize>,
@@ -354,9 +411,6 @@ pub(super) struct Training {
     /// Labels that are foreground, merged [default: all but 0]
     #[arg(long, value_delimiter = ',', help_heading = "Volumes")]
     labels: Option<Vec<u16>>,
-    /// The run folder [default: runs/<dataset>-<method>-<n>]
-    #[arg(long, value_name = "DIR", help_heading = "Run")]
-    out: Option<PathBuf>,
     /// auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long, help_heading = "Run")]
     device: Option<String>,
@@ -366,6 +420,9 @@ pub(super) struct Training {
     /// Seed of split, order and augmentation [default: 0]
     #[arg(long, help_heading = "Run")]
     seed: Option<u64>,
+    /// Seed of the split alone [default: --seed]
+    #[arg(long, help_heading = "Run")]
+    split_seed: Option<u64>,
     /// Never use the network
     #[arg(long, help_heading = "Run")]
     #[serde(serialize_with = "if_set")]

@@ -15,6 +15,7 @@ use crate::tune::patch::Direction;
 use crate::tune::selection::{Overlap, Selection};
 use clap::{CommandFactory, Parser};
 use flags::{Cli, Command, DataCommand, PatchCommand};
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -74,11 +75,11 @@ fn run(cli: Cli) -> Result<()> {
                     Some(folder) => Run::open(folder)?,
                     None => Run::unfinished()?,
                 };
-                crate::device::limit_threads(flags.training.threads)?;
+                crate::device::limit_threads(flags.common.threads)?;
                 let outcome = job::train::resume(run, &progress)?;
                 return answer(outcome.metrics.clone(), print::training(&outcome));
             }
-            let config = resolve(&flags.training)?;
+            let config = resolve(&flags.common, &flags.one)?;
             crate::device::limit_threads(config.threads)?;
             let outcome = job::train::start(config, replace, &progress)?;
             answer(outcome.metrics.clone(), print::training(&outcome))
@@ -89,13 +90,30 @@ fn run(cli: Cli) -> Result<()> {
                 let overlap = Overlap::of(&a, &b);
                 return answer(print::overlap_json(&overlap), print::overlap(&overlap));
             }
-            let mut config = resolve(&flags.training)?;
+            let mut config = resolve(&flags.common, &flags.one)?;
             let to = config.out.take().unwrap_or_else(|| PathBuf::from("selection.safetensors"));
             crate::io::check_free(&to, replace)?;
             crate::device::limit_threads(config.threads)?;
             job::select::run(&config, &to, &progress)?;
             let facts = crate::info::describe(&to)?;
             answer(facts.clone(), crate::info::text(&facts))
+        }
+        Command::Compare(flags) => {
+            let config = resolve(&flags.common, &json!({ "steps": flags.steps, "out": flags.out }))?;
+            crate::device::limit_threads(config.threads)?;
+            let request = flags.request(config)?;
+            if let Some(path) = &flags.csv {
+                crate::io::check_free(path, replace)?;
+            }
+            if !flags.report {
+                job::compare::fill(&request, replace, &progress)?;
+            }
+            let table = job::compare::read(&request)?;
+            if let Some(path) = &flags.csv {
+                let text = table.csv()?;
+                crate::io::write_atomic(path, |to| to.write_all(text.as_bytes()))?;
+            }
+            answer(table.json()?, table.markdown())
         }
         Command::Predict(flags) => {
             crate::device::limit_threads(flags.threads)?;
@@ -163,13 +181,18 @@ fn run(cli: Cli) -> Result<()> {
     }
 }
 
-fn resolve(flags: &flags::Training) -> Result<Config> {
+/// The configuration from the flags that every training shares and those of the command.
+fn resolve(common: &flags::Common, own: &impl Serialize) -> Result<Config> {
     let environment: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
         .filter(|(k, _)| k.starts_with("SEGFT_"))
         .collect();
-    let given = serde_json::to_value(flags).map_err(|e| Error::usage(e.to_string()))?;
-    Config::resolve(flags.config.as_deref(), &environment, &flags.set, &given)
+    let json = |flags: serde_json::Result<Value>| flags.map_err(|e| Error::usage(e.to_string()));
+    let (mut given, own) = (json(serde_json::to_value(common))?, json(serde_json::to_value(own))?);
+    if let (Some(given), Value::Object(own)) = (given.as_object_mut(), own) {
+        given.extend(own);
+    }
+    Config::resolve(common.config.as_deref(), &environment, &common.set, &given)
 }
 
 fn written(path: &Path, answer: &dyn Fn(Value, String) -> Result<()>) -> Result<()> {

@@ -45,7 +45,7 @@ pub(super) fn open(request: &Request) -> Result<Dataset> {
 }
 
 /// A short name for a run folder: `kvasir-train` for `…/kvasir/train`.
-pub(super) fn name_of(path: &Path) -> String {
+pub fn name_of(path: &Path) -> String {
     let full = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let last = |p: &Path| p.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let name = last(&full);

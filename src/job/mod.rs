@@ -3,6 +3,7 @@
 pub mod base;
 pub mod bench;
 pub mod case;
+pub mod compare;
 pub mod export;
 pub mod predict;
 pub mod pretrain;

@@ -26,7 +26,7 @@ pub fn request(config: &Config) -> data::Request {
         split: config.split.clone(),
         fold: config.folds.zip(config.fold),
         size: config.sizes,
-        seed: config.seed,
+        seed: config.split_seed.unwrap_or(config.seed),
         cache: base::cache(),
         offline: config.offline,
         allow_leak: config.allow_leak,

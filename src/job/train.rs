@@ -32,10 +32,19 @@ const SAVE_EVERY: usize = 50;
 pub struct Outcome {
     /// The run folder.
     pub run: Run,
-    /// Scores of the test cases.
+    /// Scores of the cases that judge it.
     pub report: Report,
     /// metrics.json.
     pub metrics: serde_json::Value,
+}
+
+/// Which cases judge a training when it is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Judge {
+    /// The test cases.
+    Test,
+    /// The validation cases again: the training does not even know the test cases.
+    Validation,
 }
 
 /// Trains from the start.
@@ -43,16 +52,22 @@ pub struct Outcome {
 /// # Errors
 /// Exit codes as the contract's table; nothing of a run is lost when it is interrupted.
 pub fn start(config: Config, replace: Replace, progress: &Progress) -> Result<Outcome> {
+    let splits = data::prepare(&select::request(&config))?;
+    let outcome = begin(config, splits, Judge::Test, replace, progress)?;
+    outcome.run.mark_latest()?;
+    Ok(outcome)
+}
+
+fn begin(config: Config, splits: Splits, judge: Judge, replace: Replace, progress: &Progress) -> Result<Outcome> {
     // Everything that can be refused is refused before a folder is made.
     let device = device::choose(&config.device)?;
-    let splits = data::prepare(&select::request(&config))?;
     let base = base::load(&config.model)?;
     select::preprocessing(&config, &base.config)?;
     let run = Run::create(config.out.as_deref(), &splits.dataset.name, &config.method, replace)?;
     let lock = run.lock()?;
     let text = config.to_toml()?;
     write_atomic(&run.config(), |to| to.write_all(text.as_bytes()))?;
-    let outcome = Job { config, run, splits, device, progress }.go(base, State::default());
+    let outcome = Job { config, run, splits, device, judge, progress }.go(base, State::default());
     drop(lock);
     outcome
 }
@@ -65,17 +80,49 @@ pub fn resume(run: Run, progress: &Progress) -> Result<Outcome> {
     if run.is_completed() {
         return Err(Error::usage("the run is complete: nothing to resume").at(run.folder));
     }
-    let lock = run.lock()?;
     let config = Config::load(&run.config())?;
-    let device = device::choose(&config.device)?;
     let splits = data::prepare(&select::request(&config))?;
+    let outcome = go_on(run, config, splits, Judge::Test, progress)?;
+    outcome.run.mark_latest()?;
+    Ok(outcome)
+}
+
+fn go_on(run: Run, config: Config, splits: Splits, judge: Judge, progress: &Progress) -> Result<Outcome> {
+    let lock = run.lock()?;
+    let device = device::choose(&config.device)?;
     let base = base::load(&config.model)?;
-    check_record(&run, &splits, &base)?;
+    check_record(&run, &splits, &base.sha256)?;
     let state = if run.state().is_file() { State::load(&run.state())? } else { State::default() };
-    progress.line(format!("resuming {} after {} epochs", run.folder.display(), state.history.len()));
-    let outcome = Job { config, run, splits, device, progress }.go(base, state);
+    progress.line(format!("resuming {} after {} epochs", run.folder.display(), state.epoch));
+    let outcome = Job { config, run, splits, device, judge, progress }.go(base, state);
     drop(lock);
     outcome
+}
+
+/// Does what is still to do of a training in `config.out`: all of it, the rest of a stopped one, or nothing. What lies
+/// there from other settings, cases or weights is replaced. The answer is the run's metrics.json.
+pub(super) fn complete(
+    config: Config,
+    mut splits: Splits,
+    base_sha256: &str,
+    judge: Judge,
+    progress: &Progress,
+) -> Result<serde_json::Value> {
+    if judge == Judge::Validation {
+        splits.test.clear();
+    }
+    let run = Run { folder: config.out.clone().unwrap_or_default() };
+    let mine = Config::load(&run.config()).is_ok_and(|there| there == config)
+        && check_record(&run, &splits, base_sha256).is_ok();
+    if mine && run.is_completed() {
+        let text = std::fs::read_to_string(run.metrics()).map_err(|e| Error::reading(run.metrics(), &e))?;
+        return serde_json::from_str(&text).map_err(|e| Error::data(format!("metrics: {e}")).at(run.metrics()));
+    }
+    let outcome = match mine {
+        true => go_on(run, config, splits, judge, progress)?,
+        false => begin(config, splits, judge, Replace::Allowed, progress)?,
+    };
+    Ok(outcome.metrics)
 }
 
 struct Job<'a> {
@@ -83,6 +130,7 @@ struct Job<'a> {
     run: Run,
     splits: Splits,
     device: device::Chosen,
+    judge: Judge,
     progress: &'a Progress,
 }
 
@@ -133,7 +181,6 @@ impl Job<'_> {
         let table = report.csv()?;
         write_atomic(&run.per_case(), |to| to.write_all(table.as_bytes()))?;
         write_atomic(&run.metrics(), |to| to.write_all(text.as_bytes()))?;
-        run.mark_latest()?;
         Ok(Outcome { run: run.clone(), report, metrics })
     }
 
@@ -194,16 +241,18 @@ impl Job<'_> {
 
     fn options(&self, method: &dyn method::Tuning) -> Options {
         let config = &self.config;
+        // With a clock or counted steps, epochs are only counted.
+        let limited = config.minutes.is_some() || config.steps.is_some();
         Options {
-            // With a clock, epochs are only counted.
-            epochs: if config.minutes.is_some() { usize::MAX } else { config.epochs },
+            epochs: if limited { usize::MAX } else { config.epochs },
             batch: config.batch,
             lr: config.lr.unwrap_or_else(|| method.lr()),
             adam_eps: config.adam_eps,
             seed: config.seed,
             augment: config.augment(),
-            patience: if config.minutes.is_some() { usize::MAX } else { config.patience },
+            patience: if limited { usize::MAX } else { config.patience },
             minutes: config.minutes,
+            steps: config.steps,
             save_every: SAVE_EVERY,
         }
     }
@@ -220,7 +269,8 @@ impl Job<'_> {
         let device = &self.device.device;
         let mut around = Around { job: self, validation, preprocessing, stop: stop_flag()?, best: state.best_mdice() };
         around.stop.store(false, Ordering::SeqCst);
-        self.progress.start("training", samples.len().div_ceil(options.batch).saturating_mul(options.epochs));
+        let in_epochs = samples.len().div_ceil(options.batch).saturating_mul(options.epochs);
+        self.progress.start("training", options.steps.unwrap_or(in_epochs));
         let state = crate::train::run(sam, samples, options, state, &mut around, device);
         self.progress.end();
         let state = state.map_err(|e| match e.kind {
@@ -290,7 +340,7 @@ impl Job<'_> {
         Ok(proof)
     }
 
-    /// Predicts and scores the test cases: they are read here for the first time.
+    /// Predicts and scores the cases that judge: test cases are read here for the first time.
     fn test(&self, sam: &Sam, preprocessing: &Preprocessing, threshold: f32) -> Result<Report> {
         let form = self.splits.dataset.form;
         let predictor = Predictor::new(sam, preprocessing, &self.device.device);
@@ -298,8 +348,12 @@ impl Job<'_> {
         std::fs::create_dir_all(&folder).map_err(|e| Error::writing(&folder, &e))?;
         let options = score::Options { seed: self.config.seed, ..score::Options::default() };
         let mut scores = Vec::new();
-        self.progress.start("testing", self.splits.test.len());
-        for (done, case) in self.splits.test.iter().enumerate() {
+        let cases = match self.judge {
+            Judge::Test => &self.splits.test,
+            Judge::Validation => &self.splits.validation,
+        };
+        self.progress.start("testing", cases.len());
+        for (done, case) in cases.iter().enumerate() {
             let case = Reference::of(case, form, preprocessing)?;
             let probabilities = case.input.probabilities(&predictor, prompt_free, |_, _| ())?;
             let labels = case.input.labels(&probabilities, threshold);
@@ -331,7 +385,7 @@ impl Job<'_> {
             "model": self.config.model,
             "dataset": self.splits.dataset.name,
             "seed": self.config.seed,
-            "epochs": state.history.len(),
+            "epochs": state.epoch,
             "best_epoch": state.best.as_ref().map(|(epoch, _)| epoch),
             "validation_mDice": state.best_mdice(),
             "threshold": threshold,
@@ -376,7 +430,7 @@ impl Job<'_> {
 }
 
 /// A resumed run must see the cases and the base it was started with.
-fn check_record(run: &Run, splits: &Splits, base: &Checkpoint) -> Result<()> {
+fn check_record(run: &Run, splits: &Splits, base_sha256: &str) -> Result<()> {
     let Ok(text) = std::fs::read_to_string(run.record()) else { return Ok(()) };
     let record: serde_json::Value =
         serde_json::from_str(&text).map_err(|e| Error::data(format!("run record: {e}")).at(run.record()))?;
@@ -386,7 +440,7 @@ fn check_record(run: &Run, splits: &Splits, base: &Checkpoint) -> Result<()> {
             .at(&splits.dataset.root)
             .hint("put the data back as it was, or start a new run"));
     }
-    if then("/base/sha256") != base.sha256 {
+    if then("/base/sha256") != base_sha256 {
         return Err(Error::weights("the base model is not the one the run was started with").at(&run.folder));
     }
     Ok(())

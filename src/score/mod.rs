@@ -1,7 +1,8 @@
 //! Dice and IoU from integer counts; distances from surfaces. No network is needed to score.
 //!
 //! In reading order: [`counts`] (one class of one case), [`surface`] (HD95, ASSD, NSD), [`options`] (which rule),
-//! [`report`] (many cases, one number), [`pairs`] (which file belongs to which), [`pranet`] (probability maps).
+//! [`report`] (many cases, one number), [`pairs`] (which file belongs to which), [`pranet`] (probability maps), [`paired`]
+//! (two methods on the same cases).
 //!
 //! The rule, once: counts are integers to the end. A class in neither mask of a case is undefined and left out of means,
 //! and counted; in one mask only it is 0. Means run over cases, then over foreground classes. What is pooled says so.
@@ -11,6 +12,7 @@ mod bootstrap;
 pub mod counts;
 pub mod distance;
 pub mod options;
+pub mod paired;
 pub mod pairs;
 pub mod pranet;
 pub mod report;

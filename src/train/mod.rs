@@ -6,7 +6,7 @@ pub mod pretrain;
 pub mod schedule;
 pub mod state;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::model::Sam;
 use crate::model::weights::to_vec;
 use crate::predict::prompt_free_logits;
@@ -37,6 +37,8 @@ pub struct Options {
     pub patience: usize,
     /// Trains for this time instead: the schedule follows the clock, and the last epoch may be cut short.
     pub minutes: Option<f64>,
+    /// Trains exactly this many steps instead: the last epoch may be cut short, and short epochs are not all validated.
+    pub steps: Option<usize>,
     /// Steps between two saved states within an epoch.
     pub save_every: usize,
 }
@@ -94,8 +96,8 @@ pub trait Surroundings {
 /// Trains what is attached, from `state` on, and leaves the best validated values in the network.
 ///
 /// # Errors
-/// A job error when the loss is not a number; [`crate::error::Kind::Interrupted`] after the state was saved when the
-/// user asked to stop; what the surroundings answer.
+/// [`Kind::Diverged`] when the loss is not a number; [`Kind::Interrupted`] after the state was saved when the user
+/// asked to stop; what the surroundings answer.
 pub fn run(
     sam: &mut Sam,
     samples: &[Sample],
@@ -105,29 +107,36 @@ pub fn run(
     device: &Device,
 ) -> Result<State> {
     let per_epoch = samples.len().div_ceil(options.batch);
-    let total = per_epoch.saturating_mul(options.epochs);
+    let total = options.steps.unwrap_or(per_epoch.saturating_mul(options.epochs));
+    let rate = |step: usize, seconds: f64| {
+        let done = match options.minutes {
+            Some(minutes) => seconds / (60.0 * minutes),
+            None => step as f64 / total as f64,
+        };
+        schedule::learning_rate(options.lr, done)
+    };
     let start = Instant::now();
     let before = state.seconds;
     let mut adam = Adam::new(options.adam_eps);
     state.attach(sam, &mut adam, device);
 
-    while state.history.len() < options.epochs && !state.finished(options) {
-        let epoch = state.history.len();
+    while state.epoch < options.epochs && !state.finished(options) {
+        let epoch = state.epoch;
+        let first = epoch * per_epoch;
         let order = order(samples.len(), options.seed, epoch);
-        let mut lr = 0.0;
-        for (at, chosen) in order.chunks(options.batch).enumerate().skip(state.step_in_epoch) {
-            let step = epoch * per_epoch + at;
-            let done = match options.minutes {
-                Some(minutes) => state.seconds / (60.0 * minutes),
-                None => step as f64 / total as f64,
-            };
-            lr = schedule::learning_rate(options.lr, done);
+        // Of a run that was stopped after the epoch's last step, that step's rate is all that is left to know.
+        let mut lr = rate((first + state.step_in_epoch).saturating_sub(1), state.seconds);
+        let steps = order.chunks(options.batch).enumerate().take(total - first);
+        for (at, chosen) in steps.skip(state.step_in_epoch) {
+            let step = first + at;
+            lr = rate(step, state.seconds);
             let batch = batch::batch(samples, chosen, options.augment, options.seed, epoch as u64, device);
             let logits = prompt_free_logits(sam, batch.pixels);
             let loss = loss::loss(logits, batch.target, batch.valid).total();
             let value = f64::from(to_vec(loss.clone())[0]);
             if !value.is_finite() {
-                return Err(Error::job(format!("the loss is {value} at step {} of epoch {}", at + 1, epoch + 1))
+                let message = format!("the loss is {value} at step {} of epoch {}", at + 1, epoch + 1);
+                return Err(Error::new(Kind::Diverged, message)
                     .hint("lower --lr, or look for broken pictures with `segft data check`"));
             }
             let mut gradients = loss.backward();
@@ -137,29 +146,27 @@ pub fn run(
             state.seconds = before + start.elapsed().as_secs_f64();
             around.stepped(step + 1, total, state.loss_sum / (at + 1) as f64);
             let stop = around.stopped();
-            if stop || (at + 1) % options.save_every == 0 {
+            if stop || (step + 1).is_multiple_of(options.save_every) {
                 state.detach(sam, &adam);
                 around.save(&state)?;
             }
             if stop {
-                return Err(Error::new(crate::error::Kind::Interrupted, "stopped, the state is saved")
+                return Err(Error::new(Kind::Interrupted, "stopped, the state is saved")
                     .hint("go on with `segft train --resume`"));
             }
             if options.minutes.is_some_and(|m| state.seconds >= 60.0 * m) {
                 break;
             }
         }
+        let step = first + state.step_in_epoch;
+        if !state.is_due(step, options) {
+            state.end_epoch_unseen();
+            continue;
+        }
         let validation = around.validate(sam)?;
         state.seconds = before + start.elapsed().as_secs_f64();
         let loss = state.loss_sum / state.step_in_epoch.max(1) as f64;
-        let row = Epoch {
-            epoch: epoch + 1,
-            step: epoch * per_epoch + state.step_in_epoch,
-            lr,
-            loss,
-            validation,
-            seconds: state.seconds,
-        };
+        let row = Epoch { epoch: epoch + 1, step, lr, loss, validation, seconds: state.seconds };
         state.detach(sam, &adam);
         let best = state.end_epoch(row.clone());
         around.epoch(&row, best);

@@ -22,6 +22,8 @@ pub struct State {
     /// Sum of the losses of the current epoch.
     pub loss_sum: f64,
     /// Finished epochs.
+    pub epoch: usize,
+    /// Those of them that were validated: all, unless steps are counted.
     pub history: Vec<Epoch>,
     /// Seconds of work so far.
     pub seconds: f64,
@@ -37,6 +39,9 @@ pub struct State {
 struct Notes {
     step_in_epoch: usize,
     loss_sum: f64,
+    /// Left out in states from before steps were counted, where every epoch stands in the history.
+    #[serde(default)]
+    epoch: usize,
     history: Vec<Epoch>,
     seconds: f64,
     best: Option<usize>,
@@ -46,15 +51,24 @@ struct Notes {
 impl State {
     /// The best validation mDice so far.
     pub fn best_mdice(&self) -> Option<f64> {
-        self.best.as_ref().and_then(|(epoch, _)| self.history.get(epoch - 1)).map(|row| row.validation.mdice)
+        let (best, _) = self.best.as_ref()?;
+        self.history.iter().find(|row| row.epoch == *best).map(|row| row.validation.mdice)
     }
 
-    /// Whether patience or time has run out.
+    /// Whether patience, time or the steps have run out.
     pub(super) fn finished(&self, options: &Options) -> bool {
         let best = self.best.as_ref().map(|(epoch, _)| *epoch).unwrap_or(0);
         let waited = self.step_in_epoch == 0 && self.history.len().saturating_sub(best) >= options.patience;
         let late = options.minutes.is_some_and(|m| self.step_in_epoch == 0 && self.seconds >= 60.0 * m);
-        waited || late
+        let counted = options.steps.is_some_and(|n| self.history.last().is_some_and(|row| row.step >= n));
+        waited || late || counted
+    }
+
+    /// Whether an epoch that ends with this step is validated: with counted steps, the last one, and those that lie a
+    /// tenth of the training behind the one before.
+    pub(super) fn is_due(&self, step: usize, options: &Options) -> bool {
+        let before = self.history.last().map(|row| row.step).unwrap_or(0);
+        options.steps.is_none_or(|n| step >= n || step - before >= (n / 10).max(1))
     }
 
     /// Puts the state's values and moments into the network and the optimizer.
@@ -77,8 +91,14 @@ impl State {
             self.best = Some((row.epoch, self.values.clone()));
         }
         self.history.push(row);
-        (self.step_in_epoch, self.loss_sum) = (0, 0.0);
+        self.end_epoch_unseen();
         better
+    }
+
+    /// Closes an epoch that is not validated.
+    pub(super) fn end_epoch_unseen(&mut self) {
+        self.epoch += 1;
+        (self.step_in_epoch, self.loss_sum) = (0, 0.0);
     }
 
     /// Puts the best values into the network.
@@ -96,6 +116,7 @@ impl State {
         let notes = Notes {
             step_in_epoch: self.step_in_epoch,
             loss_sum: self.loss_sum,
+            epoch: self.epoch,
             history: self.history.clone(),
             seconds: self.seconds,
             best: self.best.as_ref().map(|(epoch, _)| *epoch),
@@ -141,6 +162,7 @@ impl State {
             moments: moments.collect(),
             step_in_epoch: notes.step_in_epoch,
             loss_sum: notes.loss_sum,
+            epoch: notes.epoch.max(notes.history.len()),
             history: notes.history,
             seconds: notes.seconds,
             best: notes.best.map(|epoch| (epoch, part("best"))),

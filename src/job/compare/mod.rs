@@ -1,0 +1,477 @@
+//! `compare`: methods × sizes × seeds on one protocol, a fixed number of steps each, a small JSON file a cell.
+//!
+//! For each method and size the learning rate is chosen by trials, the same number for every method, on the validation
+//! side of the training set. Then each seed trains once with it, and the test set is read once for that cell. The first
+//! seed trains again with twice the steps, judged on validation: a method and size whose mDice still moves is not
+//! converged, and says nothing about the method. (Only the first seed: asking all would double the whole comparison.)
+//!
+//! Files that are there are not made again, so a stopped comparison goes on with the same command.
+
+mod cell;
+mod table;
+
+use super::train::{self, Judge};
+use super::{base, select};
+use crate::config::Config;
+use crate::data::{self, Splits, named};
+use crate::device::forget_peak;
+use crate::error::{Error, Kind, Result};
+use crate::io::Replace;
+use crate::method;
+use crate::progress::Progress;
+use crate::run::Run;
+use crate::score::report::CaseMetrics;
+use cell::{Cell, Setup, Trial};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+pub use table::{Table, read};
+
+/// Steps of a training where none are given.
+const STEPS: usize = 300;
+/// Twice the steps must move the validation mDice by less than this.
+const STILL: f64 = 0.01;
+/// A training that takes longer is said to.
+const LONG_SECONDS: f64 = 180.0;
+
+/// How many cases a training may use for training and validation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Size {
+    /// So many.
+    Cases(usize),
+    /// All that there are.
+    All,
+}
+
+impl Size {
+    /// The number, if there is a limit.
+    pub fn cases(self) -> Option<usize> {
+        match self {
+            Size::Cases(n) => Some(n),
+            Size::All => None,
+        }
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Size::Cases(n) => write!(f, "{n}"),
+            Size::All => write!(f, "all"),
+        }
+    }
+}
+
+impl FromStr for Size {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Size> {
+        match (text, text.parse()) {
+            ("all", _) => Ok(Size::All),
+            (_, Ok(n)) => Ok(Size::Cases(n)),
+            _ => Err(Error::usage(format!("`{text}` is no size: a number of cases, or all"))),
+        }
+    }
+}
+
+impl From<Size> for String {
+    fn from(size: Size) -> String {
+        size.to_string()
+    }
+}
+
+impl TryFrom<String> for Size {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Size> {
+        text.parse()
+    }
+}
+
+/// What is compared.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// What every training shares.
+    config: Config,
+    methods: Vec<String>,
+    sizes: Vec<Size>,
+    seeds: Vec<u64>,
+    steps: usize,
+    /// Multiples of each method's own learning rate.
+    lrs: Vec<f64>,
+    out: PathBuf,
+}
+
+impl Request {
+    /// Checks what was asked for. The configuration's `seed` is the first of the seeds, and that of split and trials.
+    ///
+    /// # Errors
+    /// A usage error for unknown methods, for what is named twice, and for keys that have no place in a comparison.
+    pub fn new(config: Config, methods: Vec<String>, seeds: u64, sizes: Vec<Size>, lrs: Vec<f64>) -> Result<Request> {
+        methods.iter().try_for_each(|name| method::find(name).map(|_| ()))?;
+        for (key, set) in [
+            ("minutes", config.minutes.is_some()),
+            ("lr", config.lr.is_some()),
+            ("selection", config.selection.is_some()),
+            ("sizes", config.sizes.is_some()),
+        ] {
+            if set {
+                return Err(Error::usage(format!("the key `{key}` has no place in a comparison"))
+                    .hint("it counts --steps, tries --lrs, selects in every cell and takes its sizes from --sizes"));
+            }
+        }
+        let twice = |words: Vec<String>| words.iter().enumerate().any(|(i, w)| words[..i].contains(w));
+        if twice(methods.clone())
+            || twice(sizes.iter().map(Size::to_string).collect())
+            || twice(lrs.iter().map(f64::to_string).collect())
+        {
+            return Err(Error::usage("--methods, --sizes and --lrs name nothing twice"));
+        }
+        if methods.is_empty() || sizes.is_empty() || lrs.is_empty() || seeds == 0 {
+            return Err(Error::usage("--methods, --sizes, --lrs and --seeds need at least one each"));
+        }
+        if lrs.iter().any(|lr| !(*lr > 0.0 && lr.is_finite())) {
+            return Err(Error::usage("--lrs are multiples above 0"));
+        }
+        let name = named::name_of(Path::new(&config.dataset));
+        let out = config.out.clone().unwrap_or_else(|| Path::new("compare").join(name));
+        let seeds = (0..seeds).map(|i| config.seed.wrapping_add(i)).collect();
+        let steps = config.steps.unwrap_or(STEPS);
+        Ok(Request { config, methods, sizes, seeds, steps, lrs, out })
+    }
+
+    fn trial_file(&self, method: &str, size: Size, lr_multiple: f64) -> PathBuf {
+        self.out.join("trials").join(format!("{method}-{size}-{lr_multiple}.json"))
+    }
+
+    fn cell_file(&self, method: &str, size: Size, seed: u64) -> PathBuf {
+        self.out.join("cells").join(format!("{method}-{size}-{seed}.json"))
+    }
+
+    fn runs(&self) -> PathBuf {
+        self.out.join("runs")
+    }
+
+    fn split_seed(&self) -> u64 {
+        self.config.split_seed.unwrap_or(self.config.seed)
+    }
+
+    /// The settings that all trainings share and that change what comes out.
+    fn options(&self) -> Result<Map<String, Value>> {
+        const NAMES: [&str; 14] = [
+            "k",
+            "biases",
+            "decoder",
+            "batch",
+            "adam_eps",
+            "image_size",
+            "resize",
+            "augment",
+            "axis",
+            "window",
+            "channel",
+            "context",
+            "labels",
+            "threshold",
+        ];
+        let all = serde_json::to_value(&self.config).map_err(|e| Error::job(format!("configuration: {e}")))?;
+        Ok(NAMES.iter().map(|name| (name.to_string(), all[*name].clone())).collect())
+    }
+
+    /// The configuration of one training.
+    fn training(&self, setup: &Setup, folder: PathBuf) -> Config {
+        Config {
+            method: setup.method.clone(),
+            sizes: setup.size.cases(),
+            steps: Some(setup.steps),
+            lr: Some(setup.lr),
+            seed: setup.seed,
+            split_seed: Some(setup.split_seed),
+            out: Some(folder),
+            ..self.config.clone()
+        }
+    }
+}
+
+/// The cases of one size.
+struct Sides {
+    size: Size,
+    splits: Splits,
+    /// With and without the test cases.
+    data_hash: String,
+    learning_hash: String,
+}
+
+/// A learning rate that trials chose.
+#[derive(Clone, Copy)]
+struct Chosen {
+    lr: f64,
+    multiple: f64,
+    trials: usize,
+}
+
+/// Trains what is not there yet.
+///
+/// # Errors
+/// What a training answers; a usage error when a file was made with other settings; [`Kind::Interrupted`] when the user
+/// asked to stop: all that is done is kept, and the same call goes on.
+pub fn fill(request: &Request, replace: Replace, progress: &Progress) -> Result<()> {
+    let stop = train::stop_flag()?;
+    let base = base::load(&request.config.model)?;
+    select::preprocessing(&request.config, &base.config)?;
+    let work = Work { request, base_sha256: base.sha256, replace, progress, stop };
+    let sides = request.sizes.iter().map(|size| work.sides(*size)).collect::<Result<Vec<_>>>()?;
+    sides.iter().try_for_each(|sides| work.check(sides))?;
+    for folder in ["trials", "cells", "runs"].map(|name| request.out.join(name)) {
+        std::fs::create_dir_all(&folder).map_err(|e| Error::writing(&folder, &e))?;
+    }
+    let lock = Run { folder: request.runs() }.lock()?;
+    sides.iter().try_for_each(|sides| work.fill(sides))?;
+    drop(lock);
+    // Stays when something else is in there, such as a training of another call that was stopped.
+    let _ = std::fs::remove_file(request.runs().join(".lock"));
+    let _ = std::fs::remove_dir(request.runs());
+    Ok(())
+}
+
+struct Work<'a> {
+    request: &'a Request,
+    base_sha256: String,
+    replace: Replace,
+    progress: &'a Progress,
+    stop: Arc<AtomicBool>,
+}
+
+impl Work<'_> {
+    fn sides(&self, size: Size) -> Result<Sides> {
+        let split_seed = Some(self.request.split_seed());
+        let config = Config { sizes: size.cases(), split_seed, ..self.request.config.clone() };
+        let splits = data::prepare(&select::request(&config))?;
+        let data_hash = data::data_hash(&splits)?;
+        let learning_hash = data::data_hash(&Splits { test: Vec::new(), ..splits.clone() })?;
+        Ok(Sides { size, splits, data_hash, learning_hash })
+    }
+
+    /// A setup whose learning rate is still open.
+    fn setup(&self, method: &str, size: Size, seed: u64, data_hash: String) -> Result<Setup> {
+        Ok(Setup {
+            method: method.to_string(),
+            size,
+            seed,
+            lr: 0.0,
+            lr_multiple: 0.0,
+            lrs: Vec::new(),
+            steps: self.request.steps,
+            split_seed: self.request.split_seed(),
+            base_sha256: self.base_sha256.clone(),
+            data_hash,
+            options: self.request.options()?,
+        })
+    }
+
+    fn trial_setup(&self, method: &str, sides: &Sides, lr_multiple: f64) -> Result<Setup> {
+        let setup = self.setup(method, sides.size, self.request.config.seed, sides.learning_hash.clone())?;
+        Ok(Setup { lr: lr_multiple * method::find(method)?.lr(), lr_multiple, ..setup })
+    }
+
+    fn cell_setup(&self, method: &str, sides: &Sides, seed: u64, lr: f64, lr_multiple: f64) -> Result<Setup> {
+        let setup = self.setup(method, sides.size, seed, sides.data_hash.clone())?;
+        Ok(Setup { lr, lr_multiple, lrs: self.request.lrs.clone(), ..setup })
+    }
+
+    /// Refuses files of other settings before anything is trained.
+    fn check(&self, sides: &Sides) -> Result<()> {
+        for method in &self.request.methods {
+            for multiple in &self.request.lrs {
+                let wanted = self.trial_setup(method, sides, *multiple)?;
+                let path = self.request.trial_file(method, sides.size, *multiple);
+                cell::known::<Trial>(&path, &wanted, self.replace)?;
+            }
+            for seed in &self.request.seeds {
+                let path = self.request.cell_file(method, sides.size, *seed);
+                if let Some(cell) = cell::read::<Cell>(&path)? {
+                    // Which rate is right is not known before the trials are done.
+                    let wanted = self.cell_setup(method, sides, *seed, cell.setup.lr, cell.setup.lr_multiple)?;
+                    cell::known::<Cell>(&path, &wanted, self.replace)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn fill(&self, sides: &Sides) -> Result<()> {
+        let methods = &self.request.methods;
+        let chosen = methods.iter().map(|method| self.tune(method, sides)).collect::<Result<Vec<_>>>()?;
+        if chosen.iter().any(|c| c.trials != chosen[0].trials) {
+            return Err(Error::job("the methods did not get the same number of trials").at(&self.request.out));
+        }
+        for (i, seed) in self.request.seeds.iter().enumerate() {
+            let asked = if i == 0 { Convergence::Asked } else { Convergence::Skipped };
+            for (method, chosen) in methods.iter().zip(&chosen) {
+                self.cell(method, sides, *seed, *chosen, asked)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The learning rate with the best validation mDice; of equals, the one nearest to the method's own.
+    fn tune(&self, method: &str, sides: &Sides) -> Result<Chosen> {
+        let trials = self.request.lrs.iter().map(|multiple| self.trial(method, sides, *multiple));
+        let trials = trials.collect::<Result<Vec<_>>>()?;
+        let far = |trial: &Trial| trial.setup.lr_multiple.ln().abs();
+        let best = trials.iter().filter_map(|trial| Some((trial.validation_mdice?, trial))).max_by(|(x, a), (y, b)| {
+            let nearer = far(b).total_cmp(&far(a));
+            x.total_cmp(y).then(nearer)
+        });
+        let Some((_, best)) = best else {
+            return Err(Error::job(format!(
+                "{method}, {} cases: the loss ran away at every learning rate",
+                sides.size
+            ))
+            .hint("give lower multiples with --lrs"));
+        };
+        Ok(Chosen { lr: best.setup.lr, multiple: best.setup.lr_multiple, trials: trials.len() })
+    }
+
+    fn trial(&self, method: &str, sides: &Sides, multiple: f64) -> Result<Trial> {
+        let path = self.request.trial_file(method, sides.size, multiple);
+        let setup = self.trial_setup(method, sides, multiple)?;
+        if let Some(trial) = cell::known(&path, &setup, self.replace)? {
+            return Ok(trial);
+        }
+        self.say(&format!("{method}, {} cases, trial of {multiple} × its learning rate", sides.size));
+        let folder = self.request.runs().join(format!("trial-{method}-{}-{multiple}", sides.size));
+        let validation_mdice = self.validated(&setup, sides, &folder)?;
+        let trial = Trial { setup, validation_mdice };
+        cell::write(&path, &trial)?;
+        self.remove(&folder)?;
+        Ok(trial)
+    }
+
+    fn cell(&self, method: &str, sides: &Sides, seed: u64, chosen: Chosen, asked: Convergence) -> Result<()> {
+        let path = self.request.cell_file(method, sides.size, seed);
+        let setup = self.cell_setup(method, sides, seed, chosen.lr, chosen.multiple)?;
+        if cell::known::<Cell>(&path, &setup, self.replace)?.is_some() {
+            return Ok(());
+        }
+        self.say(&format!("{method}, {} cases, seed {seed}", sides.size));
+        let folder = self.request.runs().join(format!("{method}-{}-{seed}", sides.size));
+        let metrics = self.train(&setup, sides, Judge::Test, &folder)?;
+        let doubled_folder = folder.with_file_name(format!("{method}-{}-{seed}-doubled", sides.size));
+        let (doubled, converged) = match asked {
+            Convergence::Skipped => (None, None),
+            Convergence::Asked => {
+                self.say(&format!("{method}, {} cases, seed {seed}, twice the steps", sides.size));
+                let setup = Setup { steps: 2 * setup.steps, ..setup.clone() };
+                let doubled = self.validated(&setup, sides, &doubled_folder)?;
+                (doubled, Some(doubled.is_some_and(|doubled| (doubled - metrics.validation_mdice).abs() < STILL)))
+            }
+        };
+        let cell = Cell {
+            setup,
+            trials: chosen.trials,
+            mdice: metrics.mdice,
+            miou: metrics.miou,
+            validation_mdice: metrics.validation_mdice,
+            validation_mdice_doubled: doubled,
+            converged,
+            trained_parameters: metrics.trained_parameters,
+            parameters: metrics.parameters,
+            seconds_per_step: metrics.seconds_per_step,
+            peak_rss_mib: metrics.peak_rss_mib,
+            device: metrics.device,
+            cases: metrics.metric_per_case.iter().map(|case| (case.case.clone(), dice(case))).collect(),
+        };
+        cell::write(&path, &cell)?;
+        self.remove(&folder)?;
+        self.remove(&doubled_folder)
+    }
+
+    /// The validation mDice of a training that never sees a test case; `None` when the loss ran away.
+    fn validated(&self, setup: &Setup, sides: &Sides, folder: &Path) -> Result<Option<f64>> {
+        match self.train(setup, sides, Judge::Validation, folder) {
+            Ok(metrics) => Ok(Some(metrics.validation_mdice)),
+            Err(e) if e.kind == Kind::Diverged => {
+                self.progress.warn(&e.message);
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn train(&self, setup: &Setup, sides: &Sides, judge: Judge, folder: &Path) -> Result<Metrics> {
+        const GO_ON: &str = "the same command goes on from here";
+        // A signal that comes between two trainings is seen by nobody else.
+        if self.stop.load(Ordering::SeqCst) {
+            return Err(Error::new(Kind::Interrupted, "stopped, what is done is kept").hint(GO_ON));
+        }
+        let config = self.request.training(setup, folder.to_path_buf());
+        let counted = forget_peak();
+        let metrics = train::complete(config, sides.splits.clone(), &self.base_sha256, judge, self.progress);
+        let metrics = metrics.map_err(|e| if e.kind == Kind::Interrupted { e.hint(GO_ON) } else { e })?;
+        let mut metrics: Metrics =
+            serde_json::from_value(metrics).map_err(|e| Error::job(format!("metrics: {e}")).at(folder))?;
+        // A run that failed its proof has written its figures all the same.
+        if !metrics.frozen_weights_unchanged {
+            return Err(Error::job("weights moved that must not").at(folder));
+        }
+        if metrics.seconds > LONG_SECONDS && setup.steps == self.request.steps {
+            self.progress.warn(format!("this training took {:.0} s: fewer --steps?", metrics.seconds));
+        }
+        if counted.is_none() {
+            metrics.peak_rss_mib = None;
+        }
+        Ok(metrics)
+    }
+
+    /// Takes a run folder away whose result is written.
+    fn remove(&self, folder: &Path) -> Result<()> {
+        self.progress.end_log();
+        match std::fs::remove_dir_all(folder) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::writing(folder, &e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn say(&self, what: &str) {
+        self.progress.line(format!("== {what}"));
+    }
+}
+
+/// Whether a cell is trained again with twice the steps.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Convergence {
+    Asked,
+    Skipped,
+}
+
+/// What a comparison reads of a metrics.json.
+#[derive(Deserialize)]
+struct Metrics {
+    #[serde(rename = "mDice")]
+    mdice: Option<f64>,
+    #[serde(rename = "mIoU")]
+    miou: Option<f64>,
+    #[serde(rename = "validation_mDice")]
+    validation_mdice: f64,
+    trained_parameters: usize,
+    parameters: usize,
+    seconds_per_step: Option<f64>,
+    seconds: f64,
+    peak_rss_mib: Option<u64>,
+    device: String,
+    frozen_weights_unchanged: bool,
+    metric_per_case: Vec<CaseMetrics>,
+}
+
+/// Mean Dice of a case over its foreground classes; `None` where none is defined.
+fn dice(case: &CaseMetrics) -> Option<f64> {
+    let defined: Vec<f64> =
+        case.metrics.iter().filter(|(class, _)| **class != 0).filter_map(|(_, metrics)| metrics.dice).collect();
+    (!defined.is_empty()).then(|| defined.iter().sum::<f64>() / defined.len() as f64)
+}

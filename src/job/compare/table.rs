@@ -1,0 +1,534 @@
+//! The table that the cells make, and what may be said about it. Holes are shown, never filled.
+
+use super::cell::{self, Cell, Setup};
+use super::{Request, Size};
+use crate::error::{Error, Result};
+use crate::score::paired::{self, Paired};
+use crate::score::report::Interval;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// A p below this, after Holm's correction, is called a difference.
+const SIGNIFICANT: f64 = 0.05;
+
+/// Methods × sizes, and each method against the first.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Table {
+    kind: &'static str,
+    /// Steps of every training, and trials for every method and size; `null` without any cell.
+    steps: Option<usize>,
+    trials: Option<usize>,
+    rows: Vec<Row>,
+    comparisons: Vec<Comparison>,
+    /// Names of the cells that are not there: method-size-seed.
+    missing: Vec<String>,
+    n_cells: usize,
+}
+
+/// One method at one size.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Row {
+    method: String,
+    size: Size,
+    /// Seeds whose cell is there, and how many are wanted.
+    seeds: Vec<u64>,
+    seeds_wanted: usize,
+    #[serde(rename = "mDice")]
+    mdice: Option<f64>,
+    /// Over seeds; `null` below two.
+    #[serde(rename = "mDice_sd")]
+    mdice_sd: Option<f64>,
+    /// Bootstrap over cases of each case's mean over seeds.
+    #[serde(rename = "mDice_ci95")]
+    mdice_ci95: Option<Interval>,
+    #[serde(rename = "mIoU")]
+    miou: Option<f64>,
+    lr: Option<f64>,
+    trained_parameters: Option<usize>,
+    parameters: Option<usize>,
+    seconds_per_step: Option<f64>,
+    /// The lowest over seeds: what the process kept from earlier trainings only adds.
+    peak_rss_mib: Option<u64>,
+    converged: Option<bool>,
+}
+
+/// One method against the first at one size.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Comparison {
+    size: Size,
+    first: String,
+    other: String,
+    /// Seeds that both have.
+    seeds: Vec<u64>,
+    /// Cases whose Dice is undefined for one of them.
+    n_left_out: usize,
+    /// `null` when nothing may be said; then `reason` says why.
+    #[serde(flatten)]
+    paired: Option<Paired>,
+    /// After Holm's correction over all comparisons of the table.
+    p_holm: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+/// Reads the cells that are there and makes the table.
+///
+/// # Errors
+/// A data error when a file is damaged, or when cells were made with different settings.
+pub fn read(request: &Request) -> Result<Table> {
+    let mut groups = Vec::new();
+    let mut missing = Vec::new();
+    let mut first: Option<(String, Setup)> = None;
+    let mut sizes: BTreeMap<Size, String> = BTreeMap::new();
+    for size in &request.sizes {
+        for method in &request.methods {
+            let mut cells = Vec::new();
+            for seed in &request.seeds {
+                let path = request.cell_file(method, *size, *seed);
+                let Some(cell) = cell::read::<Cell>(&path)? else {
+                    missing.push(format!("{method}-{size}-{seed}"));
+                    continue;
+                };
+                let name = path.display().to_string();
+                let shared = shared(&cell.setup, sizes.entry(*size).or_insert(cell.setup.data_hash.clone()));
+                let (other, wanted) = first.get_or_insert((name, shared.clone()));
+                if let Some(difference) = cell::difference(&shared, wanted)? {
+                    return Err(Error::data(format!("made with other settings than {other}: {difference}"))
+                        .at(&path)
+                        .hint("make the cells again with one command and --force, or choose another --out"));
+                }
+                if cell.trials != cell.setup.lrs.len() {
+                    return Err(Error::data("the number of trials is not the same for every method").at(&path));
+                }
+                cells.push(cell);
+            }
+            groups.push(Group { method: method.clone(), size: *size, cells });
+        }
+    }
+    let comparisons = comparisons(&groups, request);
+    let wanted = request.seeds.len();
+    Ok(Table {
+        kind: "comparison",
+        steps: first.as_ref().map(|(_, setup)| setup.steps),
+        trials: first.as_ref().map(|(_, setup)| setup.lrs.len()),
+        rows: groups.iter().map(|group| group.row(wanted, request.config.seed)).collect(),
+        comparisons,
+        missing,
+        n_cells: groups.len() * wanted,
+    })
+}
+
+/// What all cells of a table have in common. The data differ from size to size, and not within one.
+fn shared(setup: &Setup, data_hash: &str) -> Setup {
+    let same = setup.data_hash == data_hash;
+    Setup {
+        method: String::new(),
+        size: Size::All,
+        seed: 0,
+        lr: 0.0,
+        lr_multiple: 0.0,
+        data_hash: if same { String::new() } else { setup.data_hash.clone() },
+        ..setup.clone()
+    }
+}
+
+/// The cells of one method at one size.
+struct Group {
+    method: String,
+    size: Size,
+    cells: Vec<Cell>,
+}
+
+impl Group {
+    fn row(&self, seeds_wanted: usize, seed: u64) -> Row {
+        let of = |value: fn(&Cell) -> Option<f64>| self.cells.iter().filter_map(value).collect::<Vec<_>>();
+        let mdice = of(|cell| cell.mdice);
+        let (_, cases) = self.cases(&self.seeds(), Undefined::Skipped);
+        let cases: Vec<f64> = cases.into_values().collect();
+        let first = self.cells.first();
+        Row {
+            method: self.method.clone(),
+            size: self.size,
+            seeds: self.seeds(),
+            seeds_wanted,
+            mdice: mean(&mdice),
+            mdice_sd: sd(&mdice),
+            mdice_ci95: paired::mean_interval(&cases, seed),
+            miou: mean(&of(|cell| cell.miou)),
+            lr: first.map(|cell| cell.setup.lr),
+            trained_parameters: first.map(|cell| cell.trained_parameters),
+            parameters: first.map(|cell| cell.parameters),
+            seconds_per_step: mean(&of(|cell| cell.seconds_per_step)),
+            peak_rss_mib: self.cells.iter().filter_map(|cell| cell.peak_rss_mib).min(),
+            converged: self.converged(),
+        }
+    }
+
+    fn seeds(&self) -> Vec<u64> {
+        self.cells.iter().map(|cell| cell.setup.seed).collect()
+    }
+
+    /// What the cell that was asked says; `None` when it is not there.
+    fn converged(&self) -> Option<bool> {
+        self.cells.iter().find_map(|cell| cell.converged)
+    }
+
+    /// Mean Dice over these seeds by case, and all cases' ids.
+    fn cases(&self, seeds: &[u64], undefined: Undefined) -> (Vec<&String>, BTreeMap<&String, f64>) {
+        let cells: Vec<&Cell> = self.cells.iter().filter(|cell| seeds.contains(&cell.setup.seed)).collect();
+        let ids: Vec<&String> = cells.first().map(|cell| cell.cases.keys().collect()).unwrap_or_default();
+        let one = |id: &&'_ String| {
+            let values: Vec<f64> = cells.iter().filter_map(|cell| cell.cases.get(*id).copied().flatten()).collect();
+            match undefined {
+                Undefined::LeavesOut if values.len() < cells.len() => None,
+                _ => mean(&values),
+            }
+        };
+        let means = ids.iter().filter_map(|id| Some((*id, one(id)?))).collect();
+        (ids, means)
+    }
+}
+
+/// What a seed in which a case has no Dice does to that case.
+#[derive(Clone, Copy)]
+enum Undefined {
+    /// The mean is over the other seeds.
+    Skipped,
+    /// The case has no mean.
+    LeavesOut,
+}
+
+/// Every method against the first at the same size.
+fn comparisons(groups: &[Group], request: &Request) -> Vec<Comparison> {
+    let mut all: Vec<Comparison> = groups
+        .chunks(request.methods.len())
+        .flat_map(|of_size| of_size.iter().skip(1).map(|other| against(&of_size[0], other, request.config.seed)))
+        .collect();
+    let corrected = paired::holm(&all.iter().filter_map(|c| c.paired.map(|paired| paired.p)).collect::<Vec<_>>());
+    for (comparison, p) in all.iter_mut().filter(|c| c.paired.is_some()).zip(corrected) {
+        comparison.p_holm = Some(p);
+    }
+    all
+}
+
+fn against(first: &Group, other: &Group, seed: u64) -> Comparison {
+    let seeds: Vec<u64> = first.seeds().into_iter().filter(|seed| other.seeds().contains(seed)).collect();
+    let reason = match [first, other].into_iter().find(|group| group.converged() != Some(true)) {
+        Some(group) if group.converged() == Some(false) => Some(format!("{} has not converged", group.method)),
+        Some(group) => Some(format!("the cell that shows whether {} has converged is missing", group.method)),
+        None if seeds.is_empty() => Some("no seed is there for both".to_string()),
+        None => None,
+    };
+    let (ids, before) = first.cases(&seeds, Undefined::LeavesOut);
+    let (_, after) = other.cases(&seeds, Undefined::LeavesOut);
+    let differences: Vec<f64> = ids.iter().filter_map(|id| Some(after.get(id)? - before.get(id)?)).collect();
+    let paired = if reason.is_none() { paired::compare(&differences, seed) } else { None };
+    Comparison {
+        size: first.size,
+        first: first.method.clone(),
+        other: other.method.clone(),
+        n_left_out: ids.len() - differences.len(),
+        reason: reason.or_else(|| paired.is_none().then(|| "no case has a Dice for both".to_string())),
+        seeds,
+        paired,
+        p_holm: None,
+    }
+}
+
+impl Table {
+    /// The table as one JSON object.
+    ///
+    /// # Errors
+    /// None in practice: every number is finite or `null`.
+    pub fn json(&self) -> Result<serde_json::Value> {
+        serde_json::to_value(self).map_err(|e| Error::job(format!("cannot write the table as JSON: {e}")))
+    }
+
+    /// The rows as CSV.
+    ///
+    /// # Errors
+    /// None in practice: it is written into memory.
+    pub fn csv(&self) -> Result<String> {
+        let failed = |e: &dyn std::fmt::Display| Error::job(format!("cannot write the CSV: {e}"));
+        let mut csv = csv::Writer::from_writer(Vec::new());
+        csv.write_record([
+            "method",
+            "size",
+            "seeds",
+            "seeds_wanted",
+            "mDice",
+            "mDice_sd",
+            "mDice_low",
+            "mDice_high",
+            "mIoU",
+            "lr",
+            "trained_parameters",
+            "parameters",
+            "seconds_per_step",
+            "peak_rss_mib",
+            "converged",
+        ])
+        .map_err(|e| failed(&e))?;
+        for row in &self.rows {
+            csv.serialize((
+                (&row.method, row.size, row.seeds.len(), row.seeds_wanted),
+                (row.mdice, row.mdice_sd, row.mdice_ci95.map(|[low, _]| low), row.mdice_ci95.map(|[_, high]| high)),
+                (row.miou, row.lr, row.trained_parameters, row.parameters),
+                (row.seconds_per_step, row.peak_rss_mib, row.converged),
+            ))
+            .map_err(|e| failed(&e))?;
+        }
+        let bytes = csv.into_inner().map_err(|e| failed(&e))?;
+        String::from_utf8(bytes).map_err(|e| failed(&e))
+    }
+
+    /// The table for a README, with what may be said about it.
+    pub fn markdown(&self) -> String {
+        let mut text = String::from(
+            "| method | cases | mDice | 95 % over cases | mIoU | trained values | of all | s a step | peak MiB | twice the steps |\n\
+             |---|---|---|---|---|---|---|---|---|---|\n",
+        );
+        // Writing to a string cannot fail.
+        for row in &self.rows {
+            let _ = writeln!(text, "| {} |", row.fields().join(" | "));
+        }
+        for comparison in &self.comparisons {
+            let _ = write!(text, "\n{}.\n", comparison.sentence());
+        }
+        let _ = write!(text, "\n{}\n", self.notes().join(" "));
+        text
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if !self.missing.is_empty() {
+            let shown = self.missing.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+            let more = if self.missing.len() > 5 { ", …" } else { "" };
+            notes.push(format!("**{} of {} cells are missing** ({shown}{more}).", self.missing.len(), self.n_cells));
+        }
+        let (Some(steps), Some(trials)) = (self.steps, self.trials) else { return notes };
+        notes.push(format!(
+            "{steps} steps a training. mDice and mIoU: mean over seeds, ± standard deviation; the test set is read once \
+             for each training. The interval is a bootstrap over cases of each case's mean over seeds. The learning \
+             rate of every method and size was chosen by {trials} {} on validation cases. Twice the steps: whether \
+             doubling them moves the first seed's validation mDice by less than 0.01; numbers in brackets do not count. \
+             Seconds include validation; the peak is that of the seed with the lowest, since memory kept from earlier \
+             trainings only adds.",
+            if trials == 1 { "trial" } else { "trials" }
+        ));
+        if self.comparisons.iter().any(|c| c.paired.is_some()) {
+            notes.push(
+                "p: sign-flip permutation test over cases, two-sided, corrected by Holm over all comparisons of this \
+                 table; intervals of differences: bootstrap over cases, not corrected."
+                    .into(),
+            );
+        }
+        notes
+    }
+}
+
+impl Row {
+    fn fields(&self) -> [String; 10] {
+        let or_hole = |text: Option<String>| text.unwrap_or_else(|| "–".into());
+        let present = match self.seeds.len() {
+            n if n > 0 && n < self.seeds_wanted => format!(" ({n} of {} seeds)", self.seeds_wanted),
+            _ => String::new(),
+        };
+        let sd = self.mdice_sd.map(|sd| format!(" ± {sd:.3}")).unwrap_or_default();
+        let score = |text: Option<String>| match (text, self.converged) {
+            (Some(text), Some(false)) => format!("({text})"),
+            (text, _) => or_hole(text),
+        };
+        let share = self.trained_parameters.zip(self.parameters).map(|(part, all)| 100.0 * part as f64 / all as f64);
+        [
+            self.method.clone(),
+            self.size.to_string(),
+            format!("{}{present}", score(self.mdice.map(|m| format!("{m:.3}{sd}")))),
+            score(self.mdice_ci95.map(|[low, high]| format!("{low:.3} to {high:.3}"))),
+            score(self.miou.map(|m| format!("{m:.3}"))),
+            or_hole(self.trained_parameters.map(thousands)),
+            or_hole(share.map(|share| format!("{share:.2} %"))),
+            or_hole(self.seconds_per_step.map(|s| format!("{s:.2}"))),
+            or_hole(self.peak_rss_mib.map(|mib| mib.to_string())),
+            or_hole(self.converged.map(|yes| if yes { "converged" } else { "not converged" }.into())),
+        ]
+    }
+}
+
+impl Comparison {
+    /// What may be said, in words.
+    fn sentence(&self) -> String {
+        let Comparison { size, first, other, .. } = self;
+        let at = match size {
+            Size::All => "all cases".to_string(),
+            Size::Cases(n) => format!("{n} cases"),
+        };
+        let (Some(paired), Some(p)) = (self.paired, self.p_holm) else {
+            let reason = self.reason.as_deref().unwrap_or("nothing is there");
+            return format!("Trained on {at}, {first} and {other} are not compared: {reason}");
+        };
+        let verdict = match (p < SIGNIFICANT, paired.difference > 0.0) {
+            (false, _) => format!("{first} and {other} do not differ"),
+            (true, true) => format!("{other} is better than {first}"),
+            (true, false) => format!("{other} is worse than {first}"),
+        };
+        let interval =
+            paired.ci95.map(|[l, h]| format!(", 95 % {} to {}", signed(l, ""), signed(h, ""))).unwrap_or_default();
+        let p = if p < 0.001 { "p < 0.001".to_string() } else { format!("p = {}", two_digits(p)) };
+        let left_out = match self.n_left_out {
+            0 => String::new(),
+            n => format!("; {n} without a Dice left out"),
+        };
+        format!(
+            "Trained on {at}, {verdict} on these {} test cases (difference {}{interval}, {p}; {} seeds{left_out})",
+            paired.n_cases,
+            signed(paired.difference, "+"),
+            self.seeds.len()
+        )
+    }
+}
+
+/// Three decimals with a real minus sign, and `plus` before what is not negative.
+fn signed(value: f64, plus: &str) -> String {
+    let digits = format!("{:.3}", value.abs());
+    let sign = if value < 0.0 && digits != "0.000" { "−" } else { plus };
+    format!("{sign}{digits}")
+}
+
+/// Two significant digits of a number in 0.001..1.
+fn two_digits(p: f64) -> String {
+    let decimals = if p < 0.01 {
+        4
+    } else if p < 0.1 {
+        3
+    } else {
+        2
+    };
+    format!("{p:.decimals$}")
+}
+
+/// 1,234,567.
+fn thousands(n: usize) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// Standard deviation (n − 1); `None` below two.
+fn sd(values: &[f64]) -> Option<f64> {
+    let centre = mean(values).filter(|_| values.len() > 1)?;
+    let squares: f64 = values.iter().map(|v| (v - centre).powi(2)).sum();
+    Some((squares / (values.len() - 1) as f64).sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cell(method: &str, seed: u64, converged: Option<bool>, dice: &[Option<f64>]) -> Cell {
+        let setup = Setup {
+            method: method.into(),
+            size: Size::Cases(50),
+            seed,
+            lr: 1e-3,
+            lr_multiple: 1.0,
+            lrs: vec![1.0],
+            steps: 10,
+            split_seed: 0,
+            base_sha256: "aa".into(),
+            data_hash: "bb".into(),
+            options: serde_json::Map::new(),
+        };
+        Cell {
+            setup,
+            trials: 1,
+            mdice: mean(&dice.iter().flatten().copied().collect::<Vec<_>>()),
+            miou: Some(0.5),
+            validation_mdice: 0.5,
+            validation_mdice_doubled: None,
+            converged,
+            trained_parameters: 1_234_567,
+            parameters: 10_000_000,
+            seconds_per_step: Some(0.5),
+            peak_rss_mib: Some(100),
+            device: "cpu".into(),
+            cases: dice.iter().enumerate().map(|(i, d)| (format!("c{i}"), *d)).collect(),
+        }
+    }
+
+    fn group(method: &str, cells: Vec<Cell>) -> Group {
+        Group { method: method.into(), size: Size::Cases(50), cells }
+    }
+
+    #[test]
+    fn pairs_are_means_over_seeds_of_the_same_cases() {
+        let first = group(
+            "gps",
+            vec![
+                cell("gps", 0, Some(true), &[Some(0.2), Some(0.4), Some(0.6), None]),
+                cell("gps", 1, None, &[Some(0.4), Some(0.6), Some(0.8), Some(0.9)]),
+            ],
+        );
+        let other = group(
+            "full",
+            vec![
+                cell("full", 0, Some(true), &[Some(0.4), Some(0.6), Some(0.7), Some(0.1)]),
+                cell("full", 1, None, &[Some(0.4), Some(0.8), Some(1.0), Some(0.1)]),
+            ],
+        );
+        // Means 0.3, 0.5, 0.7 against 0.4, 0.7, 0.85: differences 0.1, 0.2, 0.15; the fourth lacks a Dice once.
+        let found = against(&first, &other, 0);
+        let paired = found.paired.unwrap();
+        assert!((paired.difference - 0.15).abs() < 1e-12);
+        assert_eq!((paired.n_cases, paired.p, found.n_left_out, found.seeds.len()), (3, 0.25, 1, 2));
+        // In the row, the fourth case's mean is over the seed that has one.
+        let row = first.row(3, 0);
+        assert!((row.mdice.unwrap() - (0.4 + 0.675) / 2.0).abs() < 1e-12);
+        assert_eq!(row.fields()[5], "1,234,567");
+        assert!(row.fields()[2].ends_with("(2 of 3 seeds)"), "{:?}", row.fields());
+        let comparison = Comparison { p_holm: Some(0.25), ..found };
+        let sentence = comparison.sentence();
+        assert!(
+            sentence.starts_with(
+                "Trained on 50 cases, gps and full do not differ on these 3 test cases (difference +0.150, 95 % 0."
+            ) && sentence.ends_with("p = 0.25; 2 seeds; 1 without a Dice left out)"),
+            "{sentence}"
+        );
+    }
+
+    #[test]
+    fn what_has_not_converged_is_not_compared() {
+        let of = |method: &str, converged| group(method, vec![cell(method, 0, converged, &[Some(0.5), Some(0.6)])]);
+        let found = against(&of("gps", Some(true)), &of("full", Some(false)), 0);
+        assert_eq!((found.paired, found.reason.as_deref()), (None, Some("full has not converged")));
+        assert!(of("full", Some(false)).row(1, 0).fields()[2].starts_with('('));
+        let found = against(&of("gps", Some(true)), &of("full", None), 0);
+        assert!(found.reason.unwrap().contains("missing"));
+        let hole = group("full", Vec::new());
+        assert_eq!(hole.row(1, 0).fields()[2..].iter().filter(|f| *f == "–").count(), 8);
+        assert!(against(&of("gps", Some(true)), &hole, 0).paired.is_none());
+    }
+
+    #[test]
+    fn numbers_in_words() {
+        assert_eq!(
+            (signed(-0.0101, "+"), signed(0.0039, "+"), signed(0.018, "")),
+            ("−0.010".into(), "+0.004".into(), "0.018".into())
+        );
+        assert_eq!(signed(-0.0001, "+"), "+0.000");
+        assert_eq!([0.5999, 0.04211, 0.00123].map(two_digits), ["0.60", "0.042", "0.0012"]);
+        assert_eq!([7, 999, 1000, 84_224].map(thousands), ["7", "999", "1,000", "84,224"]);
+        assert_eq!((sd(&[1.0]), sd(&[1.0, 3.0])), (None, Some(2.0f64.sqrt())));
+    }
+}
