@@ -5,7 +5,7 @@ use crate::job::predict::{Probabilities, Request, Weights};
 use crate::job::prompt::Taken;
 use crate::job::score::What;
 use crate::score::pairs::MissingPolicy;
-use crate::score::{Empty, Options, Protocol};
+use crate::score::{Empty, LabelUse, Options, Protocol};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -37,11 +37,56 @@ pub(super) struct Global {
     #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_missing_value = "-", value_name = "FILE")]
     pub json: Option<String>,
     /// Only warnings and results
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
+    /// More: versions, folders, hashes, how long each part took
+    #[arg(long, short, global = true)]
+    pub verbose: bool,
+    /// Colours in messages
+    #[arg(long, global = true, default_value = "auto", value_name = "auto|always|never")]
+    pub color: clap::ColorChoice,
     /// Replace outputs that exist
     #[arg(long, global = true)]
     pub force: bool,
+}
+
+/// The command line with what its definition cannot say: colours, and that `--lr -1` is a number, so that our own
+/// answer about the range is given.
+pub(super) fn command(color: clap::ColorChoice) -> clap::Command {
+    fn numbers(command: clap::Command) -> clap::Command {
+        let numeric = |arg: clap::Arg| match arg.get_action().takes_values() && !arg.is_allow_hyphen_values_set() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        };
+        command.mut_args(numeric).mut_subcommands(numbers)
+    }
+    numbers(<Cli as clap::CommandFactory>::command()).color(color)
+}
+
+/// What a training may be told beside `--resume`.
+const WITH_RESUME: [&str; 1] = ["threads"];
+
+impl Train {
+    /// A resumed run has its own configuration: a flag that says otherwise would be passed over.
+    ///
+    /// # Errors
+    /// A usage error naming the first such flag.
+    pub(super) fn check_resume(&self) -> crate::error::Result<()> {
+        let given = serde_json::to_value(&self.training).unwrap_or_default();
+        let mut flags = given
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(key, value)| !value.is_null() && !WITH_RESUME.contains(&key.as_str()))
+            .map(|(key, value)| crate::config::flag(key, value))
+            .chain(self.training.config.is_some().then(|| "--config".to_string()))
+            .chain(self.training.set.first().map(|_| "--set".to_string()));
+        match flags.next() {
+            None => Ok(()),
+            Some(flag) => Err(crate::error::Error::usage(format!("{flag} does not go with --resume"))
+                .hint("a resumed run keeps the configuration it was started with; only --threads may change")),
+        }
+    }
 }
 
 #[derive(Subcommand, Debug)]
@@ -85,13 +130,15 @@ pub(super) enum Command {
     Pretrain(Pretrain),
     /// Seconds and memory of one kind of work, with random weights
     Bench(Bench),
-    /// Devices, cache and versions
+    /// Devices, weights, data sets, runs, cache and versions
     Doctor,
     /// Completions for a shell
     Completions {
         /// bash, zsh, fish, elvish or powershell
         shell: clap_complete::Shell,
     },
+    /// The manual page, on stdout: `segft man | man -l -`
+    Man,
 }
 
 #[derive(Args, Debug)]
@@ -109,10 +156,10 @@ pub(super) struct Pretrain {
     #[arg(long)]
     resume: bool,
     /// auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto")]
+    #[arg(long, default_value = "auto", env = "SEGFT_DEVICE", hide_env_values = true)]
     device: String,
     /// Threads [default: all processors]
-    #[arg(long)]
+    #[arg(long, env = "SEGFT_THREADS", hide_env_values = true)]
     pub threads: Option<usize>,
 }
 
@@ -147,13 +194,13 @@ pub(super) struct Bench {
     #[arg(long, default_value_t = 1)]
     warmup: usize,
     /// Threads; all processors by default
-    #[arg(long)]
+    #[arg(long, env = "SEGFT_THREADS", hide_env_values = true)]
     pub threads: Option<usize>,
     /// f32
     #[arg(long, default_value = "f32", value_parser = ["f32"])]
     dtype: String,
     /// auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto")]
+    #[arg(long, default_value = "auto", env = "SEGFT_DEVICE", hide_env_values = true)]
     device: String,
 }
 
@@ -185,6 +232,13 @@ pub(super) enum PatchCommand {
         /// The file to write
         #[arg(long, value_name = "FILE")]
         to: PathBuf,
+    },
+    /// Which values two patches change, and how far they lie apart
+    Diff {
+        /// One patch
+        a: PathBuf,
+        /// The other
+        b: PathBuf,
     },
 }
 
@@ -233,10 +287,10 @@ pub(super) struct Fetch {
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
     /// What can be fetched
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["name", "from"])]
     pub list: bool,
     /// Never use the network
-    #[arg(long)]
+    #[arg(long, env = "SEGFT_OFFLINE", hide_env_values = true)]
     pub offline: bool,
 }
 
@@ -277,13 +331,13 @@ pub(super) struct Training {
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     split: Option<PathBuf>,
     /// Cross-validation: number of folds
-    #[arg(long, value_name = "N", help_heading = "Data")]
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = whole)]
     folds: Option<usize>,
     /// Cross-validation: the test fold, counted from 0
-    #[arg(long, value_name = "I", help_heading = "Data")]
+    #[arg(long, value_name = "I", help_heading = "Data", value_parser = whole)]
     fold: Option<usize>,
     /// Cases in all for training and validation
-    #[arg(long, value_name = "N", help_heading = "Data")]
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = whole)]
     sizes: Option<usize>,
     /// Train although a case stands on two sides of the split
     #[arg(long, help_heading = "Data")]
@@ -296,7 +350,7 @@ pub(super) struct Training {
     #[arg(long, help_heading = "Model and method")]
     method: Option<String>,
     /// Weights selected per output neuron [default: 1]
-    #[arg(long, help_heading = "Model and method")]
+    #[arg(long, help_heading = "Model and method", value_parser = whole)]
     k: Option<usize>,
     /// A selection made before
     #[arg(long, value_name = "FILE", help_heading = "Model and method")]
@@ -310,7 +364,7 @@ pub(super) struct Training {
     #[serde(rename = "decoder", serialize_with = "if_unset")]
     no_decoder: bool,
     /// Passes over the training cases, at most [default: 12]
-    #[arg(long, help_heading = "Training")]
+    #[arg(long, help_heading = "Training", value_parser = whole)]
     epochs: Option<usize>,
     /// Train for this time instead (not reproducible to the byte)
     #[arg(long, help_heading = "Training")]
@@ -319,16 +373,16 @@ pub(super) struct Training {
     #[arg(long, help_heading = "Training")]
     lr: Option<f64>,
     /// Samples a step [default: 4]
-    #[arg(long, help_heading = "Training")]
+    #[arg(long, help_heading = "Training", value_parser = whole)]
     batch: Option<usize>,
     /// Adam's epsilon [default: 1e-8]
     #[arg(long, help_heading = "Training")]
     adam_eps: Option<f64>,
     /// Epochs without a better validation mDice before training stops [default: 8]
-    #[arg(long, help_heading = "Training")]
+    #[arg(long, help_heading = "Training", value_parser = whole)]
     patience: Option<usize>,
     /// Side of the network's square in pixels [default: the model's own]
-    #[arg(long, help_heading = "Training")]
+    #[arg(long, help_heading = "Training", value_parser = whole)]
     image_size: Option<usize>,
     /// longest-side or square [default: longest-side]
     #[arg(long, help_heading = "Training")]
@@ -346,10 +400,10 @@ pub(super) struct Training {
     #[arg(long, allow_hyphen_values = true, help_heading = "Volumes")]
     window: Option<String>,
     /// Channel of volumes with several [default: 0]
-    #[arg(long, help_heading = "Volumes")]
+    #[arg(long, help_heading = "Volumes", value_parser = whole)]
     channel: Option<usize>,
     /// Neighbour slices shown as red and blue [default: 0]
-    #[arg(long, help_heading = "Volumes")]
+    #[arg(long, help_heading = "Volumes", value_parser = whole)]
     context: Option<usize>,
     /// Labels that are foreground, merged [default: all but 0]
     #[arg(long, value_delimiter = ',', help_heading = "Volumes")]
@@ -361,7 +415,7 @@ pub(super) struct Training {
     #[arg(long, help_heading = "Run")]
     device: Option<String>,
     /// Threads [default: all processors]
-    #[arg(long, help_heading = "Run")]
+    #[arg(long, help_heading = "Run", value_parser = whole)]
     pub threads: Option<usize>,
     /// Seed of split, order and augmentation [default: 0]
     #[arg(long, help_heading = "Run")]
@@ -378,6 +432,11 @@ pub(super) struct Training {
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Run")]
     #[serde(skip)]
     pub set: Vec<String>,
+}
+
+/// A count; said in words where the parser would speak of digits.
+fn whole(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "expected a whole number that is not negative".to_string())
 }
 
 /// A switch that was not given leaves the key alone.
@@ -405,7 +464,7 @@ pub(super) struct Predict {
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
     /// Probability of foreground [default: the run's, 0.5 without one]
-    #[arg(long)]
+    #[arg(long, env = "SEGFT_THRESHOLD", hide_env_values = true)]
     threshold: Option<f32>,
     /// Write probability maps too
     #[arg(long)]
@@ -423,10 +482,10 @@ pub(super) struct Predict {
     #[arg(long = "ref", value_name = "PATH", requires = "prompt")]
     reference: Option<PathBuf>,
     /// auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto")]
+    #[arg(long, default_value = "auto", env = "SEGFT_DEVICE", hide_env_values = true)]
     device: String,
     /// Threads [default: all processors]
-    #[arg(long)]
+    #[arg(long, env = "SEGFT_THREADS", hide_env_values = true)]
     pub threads: Option<usize>,
 }
 
@@ -477,6 +536,9 @@ pub(super) struct Score {
     /// The classes to score [default: those found]
     #[arg(long, value_delimiter = ',')]
     labels: Option<Vec<u16>>,
+    /// Count every label but 0, or those of --labels, as one foreground, as a training does
+    #[arg(long, requires = "pred")]
+    merge: bool,
     /// Leave cases out that lack a prediction or a reference, and say so
     #[arg(long)]
     allow_missing: bool,
@@ -487,7 +549,7 @@ pub(super) struct Score {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Threads [default: all processors]
-    #[arg(long)]
+    #[arg(long, env = "SEGFT_THREADS", hide_env_values = true)]
     pub threads: Option<usize>,
 }
 
@@ -506,7 +568,11 @@ impl Score {
             protocol: self.protocol,
             empty: self.empty,
             nsd_tolerance_mm: self.nsd_tolerance,
-            classes: self.labels.as_ref().map(|l| l.iter().copied().collect()),
+            classes: self.labels.as_ref().filter(|_| !self.merge).map(|l| l.iter().copied().collect()),
+            labels: match self.merge {
+                true => LabelUse::Merged(self.labels.clone().unwrap_or_default()),
+                false => LabelUse::Classes,
+            },
             seed: self.seed,
             ..Options::default()
         };
