@@ -300,11 +300,14 @@ fn check_type(key: &str, value: Value, from: &str) -> Result<Value> {
     };
     let named = if from.starts_with("--") && from != "--set" { from.to_string() } else { format!("`{key}` in {from}") };
     // These say themselves which names there are.
+    let renamed = |e: Error| Error { message: format!("{named}: {}", e.message), ..e };
     match key {
         "window" => {
-            drop(shown.parse::<Window>().map_err(|e| Error { message: format!("{named}: {}", e.message), ..e })?)
+            shown.parse::<Window>().map_err(renamed)?;
         }
-        "axis" => drop(shown.parse::<Axis>().map_err(|e| Error { message: format!("{named}: {}", e.message), ..e })?),
+        "axis" => {
+            shown.parse::<Axis>().map_err(renamed)?;
+        }
         _ => {}
     }
     // In the environment a switch is often 1 or 0.

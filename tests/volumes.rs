@@ -498,3 +498,19 @@ fn another_reader_finds_the_same_voxels() {
         assert_eq!(usize::from(*value), index[0] + 4 * (index[1] + 3 * index[2]));
     }
 }
+
+#[test]
+fn a_mask_has_the_axes_of_its_input() {
+    let dir = folder();
+    for dims in [&[3, 2][..], &[3, 2, 1], &[3, 2, 1, 2]] {
+        let n: i16 = dims.iter().product();
+        let made = Made::new(dims, 2, &vec![1; n as usize]);
+        let (volume, template) = read_volume(&made.write(dir.path(), "a.nii"), 0).unwrap();
+        let labels = segft::image::Labels { voxels: vec![1; 6], grid: volume.grid };
+        let path = dir.path().join("mask.nii");
+        write_labels(&path, &labels, &template).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(i16::from_le_bytes([bytes[40], bytes[41]]), dims.len().min(3) as i16);
+        assert_eq!(read_labels(&path).unwrap().grid.shape, [3, 2, 1]);
+    }
+}

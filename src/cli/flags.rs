@@ -43,7 +43,7 @@ pub(super) struct Global {
     #[arg(long, short, global = true)]
     pub verbose: bool,
     /// Colours in messages
-    #[arg(long, global = true, default_value = "auto", value_name = "auto|always|never")]
+    #[arg(long, global = true, default_value = "auto", value_name = "auto|always|never", hide_possible_values = true)]
     pub color: clap::ColorChoice,
     /// Replace outputs that exist
     #[arg(long, global = true)]
