@@ -128,6 +128,7 @@ fn a_result_and_its_failure_are_one_object() {
     let value: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((value["cases"].as_array().unwrap().len(), output.status.code()), (2, Some(1)));
     assert_eq!(value["error"]["kind"], "job");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("device       cpu"), "auto says what it took");
     // A leak; into a file, which the error must not replace.
     for side in ["train", "test"] {
         discs(&at.join("sides").join(side), "a", 2, 0);
@@ -201,6 +202,9 @@ fn only_generated_sets_are_replaced() {
     let (code, error) = fails(at, &make);
     assert!(code == 2 && error.contains("not a generated set"), "{error}");
     assert!(at.join("set/notes.txt").is_file());
+    // A temporary name says nothing to anybody.
+    let (code, error) = fails(at, &["data", "check", "set", "--json=nowhere/x.json"]);
+    assert!(code == 1 && error.contains("nowhere/x.json") && !error.contains(".segft-"), "{error}");
 }
 
 #[test]

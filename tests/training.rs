@@ -98,6 +98,13 @@ fn a_run_is_whole_and_counts_what_it_says() {
     }
     ok(at, &["patch", "apply", "small.safetensors", "one/patch.safetensors", "--to", "applied.safetensors"]);
     assert!(bytes(at, "applied.safetensors") == bytes(at, "merged.safetensors"));
+    let wrong = ["patch", "apply", "merged.safetensors", "one/patch.safetensors", "--to", "wrong.pth"];
+    let (code, error) = fails(at, &wrong);
+    assert!(code == 3 && error.contains("made for: `small.safetensors`") && !error.contains("--model"), "{error}");
+    let half = bytes(at, "one/patch.safetensors");
+    std::fs::write(at.join("half.safetensors"), &half[..half.len() / 2]).unwrap();
+    let (code, error) = fails(at, &["info", "half.safetensors"]);
+    assert!(code == 3 && error.contains("cut short") && !error.contains("fetch"), "{error}");
     let prompt = ["--box", "5,5,30,30", "--prob"];
     for (model, out) in [("merged.safetensors", "m1"), ("merged.pth", "m2")] {
         let arguments = ["predict", "held-out/images", "--model", model, "--out", out];
@@ -112,6 +119,11 @@ fn a_run_is_whole_and_counts_what_it_says() {
         for case in ["b000", "b003_prob"] {
             assert!(bytes(at, &format!("m1/{case}.png")) == bytes(at, &format!("{out}/{case}.png")), "{out} {case}");
         }
+    }
+    std::fs::remove_file(at.join("one/patch.safetensors")).unwrap();
+    for arguments in [&["score", "one"][..], &["export", "one", "--to", "x.pth"], &["predict", "held-out/images"]] {
+        let (code, error) = fails(at, arguments);
+        assert!(code == 2 && error.contains("patch is gone"), "{arguments:?}: {error}");
     }
 }
 
@@ -155,6 +167,13 @@ fn validation_and_test_do_not_reach_the_selection() {
     assert!(bytes(at, "a/selection.safetensors") == bytes(at, "s.safetensors"));
     train(at, "c", &["--val", "val-a", "--selection", "s.safetensors"]);
     assert_same_run(at, "a", "c");
+    // The configuration tells the k of the file, not the default.
+    let mut arguments = vec!["select", "--dataset", "discs", "--k", "2", "--out", "two.safetensors"];
+    arguments.extend(QUICK);
+    ok(at, &arguments);
+    train(at, "d", &["--selection", "two.safetensors"]);
+    let config = String::from_utf8(bytes(at, "d/config.toml")).unwrap();
+    assert!(config.lines().any(|line| line == "k = 2"), "{config}");
 }
 
 #[test]
