@@ -159,6 +159,7 @@ impl Config {
                 return Err(Error::usage(format!("unknown key `{key}` in {from}"))
                     .hint(format!("{hint}keys: {}", known.join(", "))));
             }
+            let value = check_type(key, value, from)?;
             layers.insert(key.to_string(), value);
             Ok(())
         };
@@ -172,10 +173,8 @@ impl Config {
             }
         }
         for (name, value) in environment {
-            let key = name.trim_start_matches("SEGFT_").to_lowercase();
-            // SEGFT_CACHE and the like are no keys of a training; only known keys are taken from the environment.
-            if serde_json::to_value(Config::default()).is_ok_and(|v| v.get(&key).is_some()) {
-                put(&key, scalar(value), name)?;
+            if !OTHER_VARIABLES.contains(&name.as_str()) {
+                put(&name.trim_start_matches("SEGFT_").to_lowercase(), scalar(value), name)?;
             }
         }
         for pair in set {
@@ -185,12 +184,8 @@ impl Config {
             put(&key.replace('-', "_"), scalar(value), "--set")?;
         }
         for (key, value) in flags.as_object().into_iter().flatten().filter(|(_, v)| !v.is_null()) {
-            put(key, value.clone(), "the flags")?;
+            put(key, value.clone(), &flag(key, value))?;
         }
-        // Read once by themselves: their errors offer the nearest name, which serde would drop.
-        let text = |key: &str| layers.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
-        text("window").parse::<Window>()?;
-        text("axis").parse::<Axis>()?;
         let config: Config = serde_json::from_value(Value::Object(layers))
             .map_err(|e| Error::usage(format!("configuration: {e}")).hint("see `segft train --help`"))?;
         config.check()?;
@@ -246,7 +241,9 @@ impl Config {
         let wrong = |m: String| Err(Error::usage(m));
         crate::method::find(&self.method)?;
         if !["mild", "strong", "none"].contains(&self.augment.as_str()) {
-            return wrong(format!("--augment is `{}`, expected mild, strong or none", self.augment));
+            let near = nearest(&self.augment, ["mild", "strong", "none"]);
+            let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+            return wrong(format!("--augment is `{}`, expected mild, strong or none{near}", self.augment));
         }
         if self.k == 0 || self.batch == 0 || self.epochs == 0 || self.patience == 0 {
             return wrong("--k, --batch, --epochs and --patience must be at least 1".into());
@@ -271,6 +268,83 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Variables that are no keys of a training.
+const OTHER_VARIABLES: [&str; 4] = ["SEGFT_CACHE", "SEGFT_SHARED", "SEGFT_PARITY_DIR", "SEGFT_FETCH_BASE_URL"];
+
+/// Refuses a `SEGFT_…` variable that nothing reads: a misspelt one would be passed over in silence.
+///
+/// # Errors
+/// A usage error that offers the nearest.
+pub fn check_environment(environment: &[(String, String)]) -> Result<()> {
+    let keys = match serde_json::to_value(Config::default()) {
+        Ok(Value::Object(map)) => map,
+        _ => Map::new(),
+    };
+    let known: Vec<String> = keys
+        .keys()
+        .map(|key| format!("SEGFT_{}", key.to_uppercase()))
+        .chain(OTHER_VARIABLES.map(String::from))
+        .collect();
+    match environment.iter().find(|(name, _)| name.starts_with("SEGFT_") && !known.contains(name)) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let near = nearest(name, known.iter().map(String::as_str));
+            let hint = near.map(|n| format!("did you mean `{n}`? ")).unwrap_or_default();
+            Err(Error::usage(format!("unknown variable `{name}` in the environment"))
+                .hint(format!("{hint}known are SEGFT_ and a key in capitals, as SEGFT_EPOCHS, and SEGFT_CACHE")))
+        }
+    }
+}
+
+/// The flag that sets a key to this value.
+pub fn flag(key: &str, value: &Value) -> String {
+    let no = if *value == Value::Bool(false) { "no-" } else { "" };
+    format!("--{no}{}", key.replace('_', "-"))
+}
+
+/// Checks one value by itself, so that the error can name its key and where it comes from.
+fn check_type(key: &str, value: Value, from: &str) -> Result<Value> {
+    let shown = match &value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let named = if from.starts_with("--") && from != "--set" { from.to_string() } else { format!("`{key}` in {from}") };
+    // These say themselves which names there are.
+    let renamed = |e: Error| Error { message: format!("{named}: {}", e.message), ..e };
+    match key {
+        "window" => {
+            shown.parse::<Window>().map_err(renamed)?;
+        }
+        "axis" => {
+            shown.parse::<Axis>().map_err(renamed)?;
+        }
+        _ => {}
+    }
+    // In the environment a switch is often 1 or 0.
+    let value = match (default_of(key), value.as_u64()) {
+        (Value::Bool(_), Some(n @ 0..=1)) => Value::Bool(n == 1),
+        // A name may look like a number: `--set out=3`.
+        (Value::String(_), _) if value.is_number() => Value::String(shown.clone()),
+        _ => value,
+    };
+    let alone = Map::from_iter([(key.to_string(), value.clone())]);
+    match serde_json::from_value::<Config>(Value::Object(alone)) {
+        Ok(_) => Ok(value),
+        Err(error) => {
+            let resize = if key == "resize" { nearest(&shown, ["longest-side", "square"]) } else { None };
+            let hint = match resize {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => "see `segft train --help`".into(),
+            };
+            Err(Error::usage(format!("{named} is `{shown}`: {error}")).hint(hint))
+        }
+    }
+}
+
+fn default_of(key: &str) -> Value {
+    serde_json::to_value(Config::default()).ok().and_then(|v| v.get(key).cloned()).unwrap_or(Value::Null)
 }
 
 /// A word from the environment or `--set` as number, truth value, list or text.

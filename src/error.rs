@@ -111,7 +111,10 @@ impl Error {
     }
     /// A file that could not be written: the job failed.
     pub fn writing(path: impl AsRef<Path>, error: &std::io::Error) -> Self {
-        Self::job(format!("cannot write: {error}"))
+        // A temporary file's error carries its name, which means nothing to the user: the kind says it without.
+        let text = error.to_string();
+        let text = if text.contains(".segft-") { std::io::Error::from(error.kind()).to_string() } else { text };
+        Self::job(format!("cannot write: {text}"))
             .at(path)
             .hint("check that the folder is writable and the disk not full")
     }

@@ -51,11 +51,8 @@ impl Preprocessing {
     }
 
     /// The reference as it is trained and scored: 1 where foreground, else 0.
-    pub fn foreground(&self, mut labels: Labels) -> Labels {
-        for value in &mut labels.voxels {
-            *value = u16::from(*value != 0 && (self.labels.is_empty() || self.labels.contains(value)));
-        }
-        labels
+    pub fn foreground(&self, labels: Labels) -> Labels {
+        labels.merged(&self.labels)
     }
 
     /// Where a picture of this size lies in the square.

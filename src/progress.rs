@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::sync::Mutex;
+use std::time::Instant;
 
 /// How much is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub enum Voice {
     Quiet,
     /// Lines, and bars on a terminal.
     Normal,
+    /// Also versions, hashes and how long each part took.
+    Verbose,
 }
 
 /// The way to the user.
@@ -23,12 +26,14 @@ pub struct Progress {
     voice: Voice,
     log: Mutex<Option<File>>,
     bar: Mutex<Option<ProgressBar>>,
+    /// The part that runs, and since when.
+    part: Mutex<Option<(String, Instant)>>,
 }
 
 impl Progress {
     /// Speaks in this voice.
     pub fn new(voice: Voice) -> Progress {
-        Progress { voice, log: Mutex::new(None), bar: Mutex::new(None) }
+        Progress { voice, log: Mutex::new(None), bar: Mutex::new(None), part: Mutex::new(None) }
     }
 
     /// Also writes lines to a file from now on. A log that cannot be opened is left out: it is not the job.
@@ -48,7 +53,14 @@ impl Progress {
 
     /// Says a line.
     pub fn line(&self, text: impl AsRef<str>) {
-        self.write(text.as_ref(), self.voice == Voice::Normal);
+        self.write(text.as_ref(), self.voice != Voice::Quiet);
+    }
+
+    /// Says what only `--verbose` asks for.
+    pub fn detail(&self, text: impl AsRef<str>) {
+        if self.voice == Voice::Verbose {
+            self.write(text.as_ref(), true);
+        }
     }
 
     /// Says a warning, also when quiet.
@@ -58,7 +70,10 @@ impl Progress {
 
     /// Starts a bar of `total` steps; nothing is drawn when quiet or not on a terminal.
     pub fn start(&self, label: &str, total: usize) {
-        if self.voice == Voice::Normal && std::io::stderr().is_terminal() {
+        if let Ok(mut part) = self.part.lock() {
+            *part = Some((label.to_string(), Instant::now()));
+        }
+        if self.voice != Voice::Quiet && std::io::stderr().is_terminal() {
             let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
             let style = ProgressStyle::with_template("{prefix:10} {wide_bar:.cyan} {pos}/{len} {msg} {eta}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -85,6 +100,10 @@ impl Progress {
             && let Some(bar) = slot.take()
         {
             bar.finish_and_clear();
+        }
+        let ended = self.part.lock().ok().and_then(|mut part| part.take());
+        if let Some((label, since)) = ended {
+            self.detail(format!("{label:12} took {:.2} s", since.elapsed().as_secs_f64()));
         }
     }
 

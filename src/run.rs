@@ -1,7 +1,7 @@
 //! Run folders: where a training writes, which run is the newest, and that only one process writes at a time.
 
 use crate::error::{Error, Result, nearest};
-use crate::io::write_atomic;
+use crate::io::{Replace, write_atomic};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -15,30 +15,22 @@ pub struct Run {
     pub folder: PathBuf,
 }
 
+fn taken(folder: &Path) -> bool {
+    // A lock alone is what is left of a run that was killed at once.
+    std::fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(|entry| entry.file_name() != ".lock"))
+}
+
 impl Run {
     /// A new folder: the given one, or the next free `runs/<dataset>-<method>-<n>`.
     ///
     /// # Errors
     /// A usage error when the given folder exists and holds something (with `--force`: something that is not a run); a
     /// job error when it cannot be made.
-    pub fn create(given: Option<&Path>, dataset: &str, method: &str, force: crate::io::Replace) -> Result<Run> {
+    pub fn create(given: Option<&Path>, dataset: &str, method: &str, force: Replace) -> Result<Run> {
+        Run::check_free(given, force)?;
         let folder = match given {
             Some(folder) => {
-                // A lock alone is what is left of a run that was killed at once.
-                let taken = std::fs::read_dir(folder)
-                    .is_ok_and(|entries| entries.flatten().any(|entry| entry.file_name() != ".lock"));
-                if taken && force == crate::io::Replace::Never {
-                    return Err(Error::usage("the run folder exists already")
-                        .at(folder)
-                        .hint("choose another --out, go on with --resume, or replace it with --force"));
-                }
-                // `--force` replaces a run, never somebody's other folder.
-                if taken && !folder.join("config.toml").is_file() {
-                    return Err(Error::usage("this folder holds something that is not a run")
-                        .at(folder)
-                        .hint("choose another --out"));
-                }
-                if taken {
+                if taken(folder) {
                     std::fs::remove_dir_all(folder).map_err(|e| Error::writing(folder, &e))?;
                 }
                 std::fs::create_dir_all(folder).map_err(|e| Error::writing(folder, &e))?;
@@ -61,12 +53,39 @@ impl Run {
         Ok(Run { folder })
     }
 
+    /// Refuses a folder that [`Run::create`] would refuse: before anything is read.
+    ///
+    /// # Errors
+    /// As [`Run::create`].
+    pub fn check_free(given: Option<&Path>, force: Replace) -> Result<()> {
+        let Some(folder) = given.filter(|folder| taken(folder)) else { return Ok(()) };
+        if force == Replace::Never {
+            return Err(Error::usage("the run folder exists already")
+                .at(folder)
+                .hint("choose another --out, go on with --resume, or replace it with --force"));
+        }
+        // `--force` replaces a run, never somebody's other folder.
+        if !folder.join("config.toml").is_file() {
+            return Err(Error::usage("this folder holds something that is not a run")
+                .at(folder)
+                .hint("choose another --out"));
+        }
+        Ok(())
+    }
+
     /// An existing run.
     ///
     /// # Errors
     /// A usage error when the folder is missing or is no run, offering the nearest name.
     pub fn open(folder: &Path) -> Result<Run> {
         let run = Run { folder: folder.to_path_buf() };
+        if folder.is_file() {
+            let parent = folder.parent().filter(|p| p.join("config.toml").is_file());
+            let hint = parent.map(|p| format!("name the folder: {}", p.display()));
+            return Err(Error::usage("a run is a folder, this is a file")
+                .at(folder)
+                .hint(hint.unwrap_or_else(|| "runs are made by `segft train`".into())));
+        }
         if !folder.is_dir() {
             let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             let names: Vec<String> = std::fs::read_dir(parent)
@@ -109,12 +128,9 @@ impl Run {
     /// # Errors
     /// A usage error when there is none.
     pub fn unfinished() -> Result<Run> {
-        let mut runs: Vec<(std::time::SystemTime, PathBuf)> = std::fs::read_dir(RUNS)
-            .map(|d| d.flatten().map(|e| e.path()).collect::<Vec<_>>())
-            .unwrap_or_default()
+        let mut runs: Vec<(std::time::SystemTime, PathBuf)> = Run::all()
             .into_iter()
-            .map(|folder| Run { folder })
-            .filter(|run| run.config().is_file() && !run.is_completed())
+            .filter(|run| !run.is_completed())
             .filter_map(|run| Some((run.config().metadata().ok()?.modified().ok()?, run.folder)))
             .collect();
         runs.sort();
@@ -150,9 +166,36 @@ impl Run {
         }
     }
 
-    /// Whether the run came to its end.
+    /// Whether the run came to its end: its last file is there and whole.
     pub fn is_completed(&self) -> bool {
-        self.metrics().is_file()
+        let text = std::fs::read_to_string(self.metrics()).unwrap_or_default();
+        serde_json::from_str::<serde_json::Value>(&text).is_ok_and(|metrics| metrics.is_object())
+    }
+
+    /// The fine-tune, if the run has one.
+    ///
+    /// # Errors
+    /// A usage error saying what to do when it is missing.
+    pub fn existing_patch(&self) -> Result<PathBuf> {
+        let path = self.patch();
+        match (path.is_file(), self.is_completed()) {
+            (true, _) => Ok(path),
+            (false, false) => Err(Error::usage("the run has no patch yet")
+                .at(&self.folder)
+                .hint("finish it with `segft train --resume`")),
+            (false, true) => {
+                Err(Error::usage("the run's patch is gone").at(path).hint("put the file back, or train again"))
+            }
+        }
+    }
+
+    /// The runs below the current folder, by name.
+    pub fn all() -> Vec<Run> {
+        let entries = std::fs::read_dir(RUNS).map(|d| d.flatten().map(|e| e.path()).collect::<Vec<_>>());
+        let mut runs: Vec<Run> = entries.unwrap_or_default().into_iter().map(|folder| Run { folder }).collect();
+        runs.retain(|run| run.config().is_file());
+        runs.sort_by(|a, b| a.folder.cmp(&b.folder));
+        runs
     }
 
     /// The resolved configuration.

@@ -16,6 +16,10 @@ fn mistakes_are_named_and_have_their_exit_codes() {
     std::fs::write(at.join("broken.pth"), b"not a pickle").unwrap();
     std::fs::write(at.join("bad.toml"), "epocs = 3\n").unwrap();
     small_checkpoint(&at.join("small.safetensors"));
+    std::fs::write(at.join("two.toml"), "epochs = \"two\"\n").unwrap();
+    let weight = segft::model::HostTensor { shape: vec![2], data: vec![0.0; 2] };
+    let tensors = std::collections::BTreeMap::from([("encoder.weight".to_string(), weight)]);
+    segft::model::pth::write(&at.join("unet.pth"), &tensors).unwrap();
     discs(&at.join("discs"), "a", 8, 0);
     for (arguments, code, words) in [
         (&["predict", "missing.png"][..], 2, &["missing.png", "no such file"][..]),
@@ -44,6 +48,29 @@ fn mistakes_are_named_and_have_their_exit_codes() {
         (&["info", "broken.nii.gz"], 3, &["broken.nii.gz"]),
         (&["export", "nowhere", "--to", "x.pth"], 2, &["nowhere"]),
         (&["frobnicate"], 2, &["frobnicate"]),
+        (&["predict", "discs/images/a000.png", "--box", "1,1,5,5", "--out", "x.jpg"], 2, &["x.jpg", ".png"]),
+        (&["predict", "discs/images/a000.png", "--box", "1,1,5,5", "--out", "x.nii.gz"], 2, &["x.nii.gz", ".png"]),
+        (&["predict", "discs/images/a000.png", "--box", "1,1,5,5", "--out", "x.txt"], 2, &["x.txt", ".png"]),
+        (&["predict", "broken.nii.gz", "--box", "1,1,1,5,5,5", "--out", "y.png"], 2, &["y.png", ".nii.gz"]),
+        (&["predict", "discs/images", "--box", "1,1,5,5", "--out", "y.png"], 2, &["y.png", "folder"]),
+        (&["predict", "discs/images/a000.png", "--box", "1,1,5,5", "--threshold", "1.5"], 2, &["between 0 and 1"]),
+        (&["predict", "discs/images/a000.png", "--box", "1,1,5,5", "--threshold", "nan"], 2, &["between 0 and 1"]),
+        (&["train", "--resume", "discs", "--epochs", "3"], 2, &["--epochs", "--resume"]),
+        (&["train", "--resume", "discs", "--no-biases"], 2, &["--no-biases"]),
+        (&["train", "--resume", "discs", "--set", "k=3"], 2, &["--set"]),
+        (&["train", "--dataset", "discs", "--data", "missing"], 2, &["--data missing"]),
+        (&["train", "--dataset", "discs", "--labels", "7"], 3, &["--labels 7", "found 1"]),
+        (&["train", "--config", "two.toml"], 2, &["`epochs`", "two.toml", "`two`"]),
+        (&["train", "--resize", "sqare"], 2, &["--resize", "`square`"]),
+        (&["train", "--epochs", "-1"], 2, &["--epochs", "not negative"]),
+        (&["train", "--lr", "-1"], 2, &["--lr must be above 0"]),
+        (&["train", "--dataset", "discs", "--model", "unet.pth"], 3, &["not a SAM", "`encoder.weight`"]),
+        (&["train", "--dataset", "discs", "--selection", "small.safetensors"], 3, &["not a selection"]),
+        (&["select", "--dataset", "discs", "--method", "full"], 2, &["selects nothing"]),
+        (&["data", "make", "phantom", "--out", "none", "--count", "0"], 2, &["--count"]),
+        (&["info", "discs", "--json=bad.toml"], 2, &["bad.toml", "--force"]),
+        (&["score", "--pred", "discs/masks", "--ref", "discs/masks", "--csv", "bad.toml"], 2, &["another name"]),
+        (&["predict", "discs/images/a000.png", "--run", "small.safetensors"], 2, &["a run is a folder"]),
     ] {
         let (got, error) = fails(at, arguments);
         assert_eq!(got, code, "{arguments:?}: {error}");
@@ -52,7 +79,9 @@ fn mistakes_are_named_and_have_their_exit_codes() {
         }
     }
     let left: Vec<_> = std::fs::read_dir(at).unwrap().flatten().map(|e| e.file_name()).collect();
-    assert!(!left.iter().any(|f| f.to_string_lossy().contains("_seg") || f == "runs"), "{left:?}");
+    let made = |f: &str| f.contains("_seg") || ["runs", "none", "x.txt", "selection.safetensors"].contains(&f);
+    assert!(!left.iter().any(|f| made(&f.to_string_lossy())), "{left:?}");
+    assert_eq!(std::fs::read_to_string(at.join("bad.toml")).unwrap(), "epocs = 3\n");
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -72,6 +101,124 @@ fn errors_are_json_too() {
         let error: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!((error["error"]["kind"].as_str(), output.status.code()), (Some("usage"), Some(2)), "{error}");
     }
+}
+
+#[test]
+fn usage_errors_are_whole_in_json_and_in_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let output = segft(at, &["export", "--json"]);
+    let error: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(error["error"]["message"].as_str().unwrap().contains("--to <FILE>"), "{error}");
+    let output = segft(at, &["train", "--epoch", "3", "--json=error.json"]);
+    assert!(output.stdout.is_empty() && output.status.code() == Some(2));
+    let error: Value = serde_json::from_slice(&std::fs::read(at.join("error.json")).unwrap()).unwrap();
+    assert!(error["error"]["hint"].as_str().unwrap().contains("--epochs"), "{error}");
+}
+
+#[test]
+fn a_result_and_its_failure_are_one_object() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    small_checkpoint(&at.join("small.safetensors"));
+    discs(&at.join("discs"), "a", 2, 0);
+    std::fs::write(at.join("discs/images/broken.png"), b"no").unwrap();
+    let predict = ["predict", "discs/images", "--model", "small.safetensors", "--box", "1,1,5,5", "--json"];
+    let output = segft(at, &predict);
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((value["cases"].as_array().unwrap().len(), output.status.code()), (2, Some(1)));
+    assert_eq!(value["error"]["kind"], "job");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("device       cpu"), "auto says what it took");
+    // A leak; into a file, which the error must not replace.
+    for side in ["train", "test"] {
+        discs(&at.join("sides").join(side), "a", 2, 0);
+    }
+    let output = segft(at, &["data", "check", "sides", "--json=facts.json"]);
+    let value: Value = serde_json::from_slice(&std::fs::read(at.join("facts.json")).unwrap()).unwrap();
+    assert_eq!((value["n_cases"].as_u64(), output.status.code()), (Some(4), Some(3)));
+    assert_eq!(value["error"]["kind"], "data");
+}
+
+#[test]
+fn lists_are_objects_and_the_manual_names_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let object = |arguments: &[&str]| -> Value { serde_json::from_str(&ok(at, arguments)).unwrap() };
+    assert_eq!(object(&["fetch", "--list", "--json"])["names"].as_array().unwrap().len(), 5);
+    assert_eq!(object(&["data", "list", "--json"])["sets"].as_array().unwrap().len(), 3);
+    let doctor = object(&["doctor", "--json"]);
+    assert_eq!((&doctor["weights"]["sam_vit_b"], &doctor["sets"]["polyp"]), (&"not here".into(), &"not here".into()));
+    let page = ok(at, &["man"]);
+    for part in [".TH segft", "SEGFT TRAIN", "epochs", "SEGFT DOCTOR"] {
+        assert!(page.contains(part), "{part}");
+    }
+}
+
+#[test]
+fn the_environment_is_read_and_misspelt_variables_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    discs(&at.join("discs"), "a", 2, 0);
+    for (name, value, arguments, words) in [
+        ("SEGFT_EPOCS", "3", &["doctor"][..], &["SEGFT_EPOCS", "`SEGFT_EPOCHS`"][..]),
+        ("SEGFT_EPOCHS", "x", &["train"], &["SEGFT_EPOCHS", "`epochs`"]),
+        ("SEGFT_THRESHOLD", "7", &["predict", "discs/images", "--box", "1,1,5,5"], &["between 0 and 1"]),
+        ("SEGFT_THREADS", "0", &["score"], &["--threads"]),
+        ("SEGFT_DEVICE", "gpu", &["bench"], &["`gpu`"]),
+    ] {
+        let output = common::command(at, arguments).env(name, value).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{name}: {error}");
+        for word in words {
+            assert!(error.contains(word), "{name} does not say `{word}`: {error}");
+        }
+    }
+    let colours = |arguments: &[&str]| fails(at, arguments).1.contains('\u{1b}');
+    assert!(colours(&["info", "missing", "--color", "always"]) && colours(&["--color=always", "frobnicate"]));
+    assert!(!colours(&["info", "missing"]) && !colours(&["frobnicate", "--color", "never"]));
+    let output = segft(at, &["doctor", "-v"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("burn 0.22.1"));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_under_stdout_is_a_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [&["doctor"][..], &["doctor", "--json"], &["--help"], &["man"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = common::command(folder.path(), arguments).stdout(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+    }
+}
+
+#[test]
+fn only_generated_sets_are_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let make = ["data", "make", "phantom", "--count", "2", "--out", "set", "--force"];
+    ok(at, &make);
+    ok(at, &make);
+    std::fs::write(at.join("set/notes.txt"), "mine").unwrap();
+    let (code, error) = fails(at, &make);
+    assert!(code == 2 && error.contains("not a generated set"), "{error}");
+    assert!(at.join("set/notes.txt").is_file());
+    // A temporary name says nothing to anybody.
+    let (code, error) = fails(at, &["data", "check", "set", "--json=nowhere/x.json"]);
+    assert!(code == 1 && error.contains("nowhere/x.json") && !error.contains(".segft-"), "{error}");
+}
+
+#[test]
+fn empty_masks_are_refused_before_a_run_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    small_checkpoint(&at.join("small.safetensors"));
+    discs(&at.join("discs"), "a", 8, 0);
+    for i in 0..8 {
+        let mask = segft::image::Labels { grid: segft::image::Grid::picture(48, 40), voxels: vec![0; 48 * 40] };
+        segft::io::picture::write_mask(&at.join(format!("discs/masks/a{i:03}.png")), &mask).unwrap();
+    }
+    let (code, error) = fails(at, &["train", "--dataset", "discs", "--model", "small.safetensors"]);
+    assert!(code == 3 && error.contains("are empty") && !at.join("runs").exists(), "{error}");
 }
 
 #[test]

@@ -176,6 +176,35 @@ fn polyp_without_data_and_network_says_all_ways_out() {
 }
 
 #[test]
+fn leaks_between_the_sides_of_a_table_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    discs(folder.path(), "a", 6, 0);
+    let images = folder.path().join("images");
+    std::fs::copy(images.join("a001.png"), images.join("a005.png")).unwrap();
+    let mut table = String::from("image,mask,group,split\n");
+    for (i, side) in ["train", "train", "train", "val", "test", "test"].iter().enumerate() {
+        let group = if i == 2 || i == 3 { "one" } else { "" };
+        table += &format!("images/a{i:03}.png,masks/a{i:03}.png,{group},{side}\n");
+    }
+    let file = folder.path().join("list.csv");
+    std::fs::write(&file, table).unwrap();
+    let facts = facts(&file).unwrap();
+    let leaks: Vec<&str> = facts["leaks"].as_array().unwrap().iter().filter_map(|l| l.as_str()).collect();
+    assert_eq!(leaks.len(), 2, "{leaks:?}");
+    assert!(leaks.iter().any(|l| l.contains("a005") && l.contains("train and test")), "{leaks:?}");
+    assert!(leaks.iter().any(|l| l.contains("group `one`") && l.contains("train and validation")), "{leaks:?}");
+    assert_eq!(facts["sides"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn a_place_for_a_set_that_has_its_own_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    discs(folder.path(), "a", 6, 0);
+    let error = refused(&Request { data: Some("missing".into()), ..request(folder.path()) });
+    assert!(error.kind.exit_code() == 2 && error.message.contains("--data missing"), "{error}");
+}
+
+#[test]
 fn real_layouts_are_read() {
     let Some(shared) = common::shared() else { return };
     for (name, cases) in [("kvasir/val", 130), ("hippocampus/val", 34)] {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{command, discs};
+use common::{command, discs, small_checkpoint};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::Path;
@@ -148,12 +148,57 @@ fn hostile_archives_are_refused() {
     assert!(code == 3 && error.contains("outside"), "{error}");
     let whole = archive(&[]);
     std::fs::write(&from, &whole[..whole.len() / 2]).unwrap();
-    std::fs::remove_file(folder.path().join("cache/hashes.toml")).unwrap();
     let (code, error) = fetch(folder.path(), "", &arguments);
     assert!(code == 3 && error.contains("zip"), "{error}");
     assert!(!folder.path().join("cache/polyp").exists() && !folder.path().join("evil.txt").exists());
-    std::fs::remove_file(folder.path().join("cache/hashes.toml")).unwrap();
     std::fs::write(&from, whole).unwrap();
     let (code, error) = fetch(folder.path(), "", &arguments);
     assert_eq!(code, 0, "{error}");
+}
+
+#[test]
+fn a_wrong_file_does_not_lock_the_right_one_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    zip.start_file("notes.txt", zip::write::SimpleFileOptions::default()).unwrap();
+    std::fs::write(at.join("wrong.zip"), zip.finish().unwrap().into_inner()).unwrap();
+    std::fs::write(at.join("right.zip"), archive(&[])).unwrap();
+    let (code, error) = fetch(at, "", &["fetch", "polyp", "--from", "wrong.zip"]);
+    assert!(code == 3 && error.contains("notes.txt"), "{error}");
+    assert!(!at.join("cache/hashes.toml").exists() && !at.join("cache/.polyp.lock").exists());
+    let right = ["fetch", "polyp", "--from", "right.zip"];
+    let (code, error) = fetch(at, "", &right);
+    assert_eq!(code, 0, "{error}");
+    assert!(!at.join("cache/.polyp.lock").exists());
+    // What is there is neither passed over in silence nor lost.
+    let (code, error) = fetch(at, "", &right);
+    assert!(code == 2 && error.contains("--force"), "{error}");
+    let (code, error) = fetch(at, "", &["fetch", "polyp", "--from", "wrong.zip", "--force"]);
+    assert_eq!(code, 3, "{error}");
+    assert!(at.join("cache/polyp/Kvasir-SEG/images").is_dir());
+    let (code, error) = fetch(at, "", &[&right[..], &["--force"]].concat());
+    assert_eq!(code, 0, "{error}");
+    assert!(at.join("cache/polyp/Kvasir-SEG/images").is_dir());
+}
+
+#[test]
+fn weights_must_be_those_of_their_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    std::fs::write(at.join("run.sh"), "#!/bin/sh\n").unwrap();
+    small_checkpoint(&at.join("small.safetensors"));
+    for (arguments, code, word) in [
+        (&["fetch", "sam_vit_l", "--from", "run.sh"][..], 3, "not a checkpoint"),
+        (&["fetch", "sam_vit_l", "--from", "small.safetensors"], 3, "not of `sam_vit_l`"),
+        (&["fetch", "sam_vit_b", "--from", "small.safetensors"], 3, "ec2df627"),
+        (&["fetch", "medsam_vit_b", "--from", "small.safetensors"], 3, "not of `medsam_vit_b`"),
+        (&["fetch", "medsam_vit_b"], 3, "segft fetch medsam_vit_b --from FILE"),
+        (&["fetch", "--list", "polyp"], 2, "--list"),
+        (&["predict", "run.sh", "--model", "medsam_vit_b"], 3, "run.sh"),
+    ] {
+        let (got, error) = fetch(at, "", arguments);
+        assert!(got == code && error.contains(word), "{arguments:?}: {got} {error}");
+    }
+    assert!(std::fs::read_dir(at.join("cache/weights")).unwrap().next().is_none(), "something was kept");
 }

@@ -9,7 +9,9 @@ use segft::image::{Grid, Labels};
 use segft::io::nifti::{Template, write_labels};
 use segft::io::picture::{write_mask, write_probabilities};
 use segft::score::pairs::{MissingPolicy, find};
-use segft::score::{Options, Protocol, Report, Surfaces, evaluate, evaluate_labels, evaluate_pairing, surface};
+use segft::score::{
+    LabelUse, Options, Protocol, Report, Surfaces, evaluate, evaluate_labels, evaluate_pairing, surface,
+};
 use serde_json::Value;
 use std::path::Path;
 use tempfile::TempDir;
@@ -208,6 +210,31 @@ fn labels_that_never_meet_are_told() {
     let case = evaluate_labels("c", &labels(255), &labels(1), &Options::default()).unwrap();
     let table = Report::from_cases(vec![case], &Options::default()).unwrap().table();
     assert!(table.contains("the references hold [255], the predictions [1]"), "{table}");
+}
+
+#[test]
+fn merged_labels_are_scored_as_they_were_trained() {
+    let dir = folders();
+    let grid = volume_grid([4, 1, 1], [1.0; 3]);
+    let labels = |voxels: [u16; 4]| Labels { grid: grid.clone(), voxels: voxels.to_vec() };
+    write_volume(&dir.path().join("ref/c.nii"), &labels([1, 2, 3, 0]));
+    write_volume(&dir.path().join("pred/c.nii"), &labels([1, 1, 0, 0]));
+    let merged = |l: &[u16]| Options { labels: LabelUse::Merged(l.to_vec()), ..Options::default() };
+    // All labels: 2 of 3 found; 1 and 2: both; 2 alone: one found, one invented. Dice 4/5, 1, 2/3.
+    for (labels, dice) in [(&[][..], 0.8), (&[1, 2], 1.0), (&[2], 2.0 / 3.0)] {
+        let report = score(&dir, &merged(labels)).unwrap();
+        assert_eq!(report.mean.keys().copied().collect::<Vec<_>>(), [1]);
+        assert!((report.mdice.unwrap() - dice).abs() < 1e-12, "{labels:?}: {:?}", report.mdice);
+    }
+    // Predictions that know several labels are merged by the same rule.
+    write_volume(&dir.path().join("pred/c.nii"), &labels([1, 2, 2, 0]));
+    assert!((score(&dir, &merged(&[2])).unwrap().mdice.unwrap() - 2.0 / 3.0).abs() < 1e-12);
+    assert_eq!(score(&dir, &merged(&[])).unwrap().mdice, Some(1.0));
+    assert!(segft::job::score::warning(&score(&dir, &Options::default()).unwrap()).is_none());
+    write_volume(&dir.path().join("pred/c.nii"), &labels([1, 1, 0, 0]));
+    let warning = segft::job::score::warning(&score(&dir, &Options::default()).unwrap()).unwrap();
+    assert!(warning.contains("--merge") && warning.contains("1, 2, 3"), "{warning}");
+    assert!(segft::job::score::warning(&score(&dir, &merged(&[])).unwrap()).is_none());
 }
 
 proptest! {

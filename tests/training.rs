@@ -65,6 +65,19 @@ fn a_run_is_whole_and_counts_what_it_says() {
     let record: Value = serde_json::from_slice(&bytes(at, "one/run.json")).unwrap();
     let ids = |side: &str| record["splits"][side].as_array().unwrap().len();
     assert_eq!((ids("train"), ids("validation"), ids("test")), (12, 3, 4));
+    // What the method decided stands in the configuration.
+    let config = String::from_utf8(bytes(at, "one/config.toml")).unwrap();
+    assert!(config.lines().any(|line| line.starts_with("lr = ")), "{config}");
+    // A patch against itself: every value in both, none apart.
+    let patch = "one/patch.safetensors";
+    let same: Value = serde_json::from_str(&ok(at, &["patch", "diff", patch, patch, "--json"])).unwrap();
+    assert_eq!(
+        (same["only_a"].as_u64(), same["only_b"].as_u64(), same["largest"].as_f64()),
+        (Some(0), Some(0), Some(0.0))
+    );
+    assert_eq!(same["both"], metrics["trained_parameters"]);
+    let (code, error) = fails(at, &["predict", "held-out/images", "--run", patch]);
+    assert!(code == 2 && error.contains("name the folder: one"), "{error}");
 
     // The test score at the end of training is what predict and score find.
     ok(at, &["predict", "held-out/images", "--run", "one", "--out", "again"]);
@@ -85,6 +98,13 @@ fn a_run_is_whole_and_counts_what_it_says() {
     }
     ok(at, &["patch", "apply", "small.safetensors", "one/patch.safetensors", "--to", "applied.safetensors"]);
     assert!(bytes(at, "applied.safetensors") == bytes(at, "merged.safetensors"));
+    let wrong = ["patch", "apply", "merged.safetensors", "one/patch.safetensors", "--to", "wrong.pth"];
+    let (code, error) = fails(at, &wrong);
+    assert!(code == 3 && error.contains("made for: `small.safetensors`") && !error.contains("--model"), "{error}");
+    let half = bytes(at, "one/patch.safetensors");
+    std::fs::write(at.join("half.safetensors"), &half[..half.len() / 2]).unwrap();
+    let (code, error) = fails(at, &["info", "half.safetensors"]);
+    assert!(code == 3 && error.contains("cut short") && !error.contains("fetch"), "{error}");
     let prompt = ["--box", "5,5,30,30", "--prob"];
     for (model, out) in [("merged.safetensors", "m1"), ("merged.pth", "m2")] {
         let arguments = ["predict", "held-out/images", "--model", model, "--out", out];
@@ -99,6 +119,11 @@ fn a_run_is_whole_and_counts_what_it_says() {
         for case in ["b000", "b003_prob"] {
             assert!(bytes(at, &format!("m1/{case}.png")) == bytes(at, &format!("{out}/{case}.png")), "{out} {case}");
         }
+    }
+    std::fs::remove_file(at.join("one/patch.safetensors")).unwrap();
+    for arguments in [&["score", "one"][..], &["export", "one", "--to", "x.pth"], &["predict", "held-out/images"]] {
+        let (code, error) = fails(at, arguments);
+        assert!(code == 2 && error.contains("patch is gone"), "{arguments:?}: {error}");
     }
 }
 
@@ -115,6 +140,8 @@ fn same_seed_same_bytes_whatever_the_threads() {
 #[test]
 fn a_given_time_is_used() {
     let folder = workplace();
+    // Where runs/latest cannot be written, the run is whole all the same.
+    std::fs::write(folder.path().join("runs"), "not a folder").unwrap();
     let metrics = train(folder.path(), "timed", &["--minutes", "0.02"]);
     assert!(metrics["seconds"].as_f64().unwrap() >= 1.2, "{metrics}");
     assert!(metrics["epochs"].as_u64().unwrap() >= 2, "{metrics}");
@@ -240,6 +267,13 @@ fn validation_and_test_do_not_reach_the_selection() {
     assert!(bytes(at, "a/selection.safetensors") == bytes(at, "s.safetensors"));
     train(at, "c", &["--val", "val-a", "--selection", "s.safetensors"]);
     assert_same_run(at, "a", "c");
+    // The configuration tells the k of the file, not the default.
+    let mut arguments = vec!["select", "--dataset", "discs", "--k", "2", "--out", "two.safetensors"];
+    arguments.extend(QUICK);
+    ok(at, &arguments);
+    train(at, "d", &["--selection", "two.safetensors"]);
+    let config = String::from_utf8(bytes(at, "d/config.toml")).unwrap();
+    assert!(config.lines().any(|line| line == "k = 2"), "{config}");
 }
 
 #[test]
@@ -298,6 +332,10 @@ fn an_interrupt_saves_and_says_130() {
     std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(at.join("cut/checkpoint/state.safetensors").is_file());
+    // Half a metrics.json is no completed run.
+    std::fs::write(at.join("cut/metrics.json"), "{").unwrap();
+    let (code, error) = fails(at, &["score", "cut"]);
+    assert!(code == 2 && error.contains("not complete"), "{error}");
     let (code, error) = fails(at, &["predict", "held-out/images", "--run", "cut"]);
     assert_eq!(code, 2, "a run without patch is no run to predict with: {error}");
 }

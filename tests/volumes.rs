@@ -4,6 +4,8 @@
 //! that one test says so and passes. Everything else is made here.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
+mod common;
+
 use flate2::{Compression, write::GzEncoder};
 use rand::{RngExt, SeedableRng};
 use segft::image::{Axis, Grid, SliceFrame, Window, cut};
@@ -497,4 +499,37 @@ fn another_reader_finds_the_same_voxels() {
     for (index, value) in voxels.indexed_iter() {
         assert_eq!(usize::from(*value), index[0] + 4 * (index[1] + 3 * index[2]));
     }
+}
+
+#[test]
+fn a_mask_has_the_axes_of_its_input() {
+    let dir = folder();
+    for dims in [&[3, 2][..], &[3, 2, 1], &[3, 2, 1, 2]] {
+        let n: i16 = dims.iter().product();
+        let made = Made::new(dims, 2, &vec![1; n as usize]);
+        let (volume, template) = read_volume(&made.write(dir.path(), "a.nii"), 0).unwrap();
+        let labels = segft::image::Labels { voxels: vec![1; 6], grid: volume.grid };
+        let path = dir.path().join("mask.nii");
+        write_labels(&path, &labels, &template).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(i16::from_le_bytes([bytes[40], bytes[41]]), dims.len().min(3) as i16);
+        assert_eq!(read_labels(&path).unwrap().grid.shape, [3, 2, 1]);
+    }
+}
+
+#[test]
+fn the_channel_that_is_taken_is_said_once() {
+    let dir = folder();
+    let at = dir.path();
+    common::small_checkpoint(&at.join("small.safetensors"));
+    for (dims, name) in [(&[8, 6, 2, 3][..], "a.nii"), (&[8, 6, 2, 3], "b.nii"), (&[8, 6], "flat.nii")] {
+        let n: i16 = dims.iter().product();
+        Made::new(dims, 2, &(0..n).map(|v| v as u8).collect::<Vec<_>>()).write(at, name);
+    }
+    let predict = ["predict", "a.nii", "b.nii", "--model", "small.safetensors", "--box", "1,1,0,5,4,0"];
+    let output = common::segft(at, &predict);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && told.matches("channel 0 of 3").count() == 1, "{told}");
+    common::ok(at, &["predict", "flat.nii", "--model", "small.safetensors", "--box", "1,1,0,5,4,0"]);
+    assert_eq!(std::fs::read(at.join("flat_seg.nii")).unwrap()[40], 2);
 }

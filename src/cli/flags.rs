@@ -7,7 +7,7 @@ use crate::job::predict::{Probabilities, Request, Weights};
 use crate::job::prompt::Taken;
 use crate::job::score::What;
 use crate::score::pairs::MissingPolicy;
-use crate::score::{Empty, Options, Protocol};
+use crate::score::{Empty, LabelUse, Options, Protocol};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -39,11 +39,57 @@ pub(super) struct Global {
     #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_missing_value = "-", value_name = "FILE")]
     pub json: Option<String>,
     /// Only warnings and results
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
+    /// More: versions, folders, hashes, how long each part took
+    #[arg(long, short, global = true)]
+    pub verbose: bool,
+    /// Colours in messages
+    #[arg(long, global = true, default_value = "auto", value_name = "auto|always|never", hide_possible_values = true)]
+    pub color: clap::ColorChoice,
     /// Replace outputs that exist
     #[arg(long, global = true)]
     pub force: bool,
+}
+
+/// The command line with what its definition cannot say: colours, and that `--lr -1` is a number, so that our own
+/// answer about the range is given.
+pub(super) fn command(color: clap::ColorChoice) -> clap::Command {
+    fn numbers(command: clap::Command) -> clap::Command {
+        let numeric = |arg: clap::Arg| match arg.get_action().takes_values() && !arg.is_allow_hyphen_values_set() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        };
+        command.mut_args(numeric).mut_subcommands(numbers)
+    }
+    numbers(<Cli as clap::CommandFactory>::command()).color(color)
+}
+
+/// What a training may be told beside `--resume`.
+const WITH_RESUME: [&str; 1] = ["threads"];
+
+impl Train {
+    /// A resumed run has its own configuration: a flag that says otherwise would be passed over.
+    ///
+    /// # Errors
+    /// A usage error naming the first such flag.
+    pub(super) fn check_resume(&self) -> crate::error::Result<()> {
+        let given =
+            [serde_json::to_value(&self.common), serde_json::to_value(&self.one)].map(Result::unwrap_or_default);
+        let mut flags = given
+            .iter()
+            .filter_map(serde_json::Value::as_object)
+            .flatten()
+            .filter(|(key, value)| !value.is_null() && !WITH_RESUME.contains(&key.as_str()))
+            .map(|(key, value)| crate::config::flag(key, value))
+            .chain(self.common.config.is_some().then(|| "--config".to_string()))
+            .chain(self.common.set.first().map(|_| "--set".to_string()));
+        match flags.next() {
+            None => Ok(()),
+            Some(flag) => Err(crate::error::Error::usage(format!("{flag} does not go with --resume"))
+                .hint("a resumed run keeps the configuration it was started with; only --threads may change")),
+        }
+    }
 }
 
 #[derive(Subcommand, Debug)]
@@ -89,13 +135,15 @@ pub(super) enum Command {
     Pretrain(Pretrain),
     /// Seconds and memory of one kind of work, with random weights
     Bench(Bench),
-    /// Devices, cache and versions
+    /// Devices, weights, data sets, runs, cache and versions
     Doctor,
     /// Completions for a shell
     Completions {
         /// bash, zsh, fish, elvish or powershell
         shell: clap_complete::Shell,
     },
+    /// The manual page, on stdout: `segft man | man -l -`
+    Man,
 }
 
 #[derive(Args, Debug)]
@@ -113,10 +161,10 @@ pub(super) struct Pretrain {
     #[arg(long)]
     resume: bool,
     /// auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto")]
+    #[arg(long, default_value = "auto", env = "SEGFT_DEVICE", hide_env_values = true)]
     device: String,
     /// Threads [default: all processors]
-    #[arg(long)]
+    #[arg(long, env = "SEGFT_THREADS", hide_env_values = true)]
     pub threads: Option<usize>,
 }
 
@@ -151,13 +199,13 @@ pub(super) struct Bench {
     #[arg(long, default_value_t = 1)]
     warmup: usize,
     /// Threads; all processors by default
-    #[arg(long)]
+    #[arg(long, env = "SEGFT_THREADS", hide_env_values = true)]
     pub threads: Option<usize>,
     /// f32
     #[arg(long, default_value = "f32", value_parser = ["f32"])]
     dtype: String,
     /// auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto")]
+    #[arg(long, default_value = "auto", env = "SEGFT_DEVICE", hide_env_values = true)]
     device: String,
 }
 
@@ -189,6 +237,13 @@ pub(super) enum PatchCommand {
         /// The file to write
         #[arg(long, value_name = "FILE")]
         to: PathBuf,
+    },
+    /// Which values two patches change, and how far they lie apart
+    Diff {
+        /// One patch
+        a: PathBuf,
+        /// The other
+        b: PathBuf,
     },
 }
 
@@ -237,10 +292,10 @@ pub(super) struct Fetch {
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
     /// What can be fetched
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["name", "from"])]
     pub list: bool,
     /// Never use the network
-    #[arg(long)]
+    #[arg(long, env = "SEGFT_OFFLINE", hide_env_values = true)]
     pub offline: bool,
 }
 
@@ -279,7 +334,7 @@ pub(super) struct Compare {
     #[arg(long, value_delimiter = ',', default_value = "all", help_heading = "Comparison")]
     sizes: Vec<Size>,
     /// Steps of every training [default: 300]
-    #[arg(long, help_heading = "Comparison")]
+    #[arg(long, help_heading = "Comparison", value_parser = whole)]
     pub steps: Option<usize>,
     /// Trials: multiples of each method's own learning rate, judged on validation
     #[arg(long, value_delimiter = ',', default_value = "0.33,1,3", help_heading = "Comparison")]
@@ -308,7 +363,7 @@ impl Compare {
 #[derive(Args, Debug, Serialize)]
 pub(super) struct One {
     /// Cases in all for training and validation
-    #[arg(long, value_name = "N", help_heading = "Data")]
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = whole)]
     sizes: Option<usize>,
     /// gps, full, decoder [default: gps]
     #[arg(long, help_heading = "Model and method")]
@@ -317,19 +372,19 @@ pub(super) struct One {
     #[arg(long, value_name = "FILE", help_heading = "Model and method")]
     selection: Option<PathBuf>,
     /// Passes over the training cases, at most [default: 12]
-    #[arg(long, help_heading = "Training")]
+    #[arg(long, help_heading = "Training", value_parser = whole)]
     epochs: Option<usize>,
     /// Train for this time instead (not reproducible to the byte)
     #[arg(long, help_heading = "Training")]
     minutes: Option<f64>,
     /// Train exactly this many steps instead, without patience
-    #[arg(long, conflicts_with = "minutes", help_heading = "Training")]
+    #[arg(long, conflicts_with = "minutes", help_heading = "Training", value_parser = whole)]
     steps: Option<usize>,
     /// Highest learning rate [default: the method's own]
     #[arg(long, help_heading = "Training")]
     lr: Option<f64>,
     /// Epochs without a better validation mDice before training stops [default: 8]
-    #[arg(long, help_heading = "Training")]
+    #[arg(long, help_heading = "Training", value_parser = whole)]
     patience: Option<usize>,
     /// The run folder [default: runs/<dataset>-<method>-<n>]
     #[arg(long, value_name = "DIR", help_heading = "Run")]
@@ -355,10 +410,10 @@ pub(super) struct Common {
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     split: Option<PathBuf>,
     /// Cross-validation: number of folds
-    #[arg(long, value_name = "N", help_heading = "Data")]
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = whole)]
     folds: Option<usize>,
     /// Cross-validation: the test fold, counted from 0
-    #[arg(long, value_name = "I", help_heading = "Data")]
+    #[arg(long, value_name = "I", help_heading = "Data", value_parser = whole)]
     fold: Option<usize>,
     /// Train although a case stands on two sides of the split
     #[arg(long, help_heading = "Data")]
@@ -368,7 +423,7 @@ pub(super) struct Common {
     #[arg(long, value_name = "NAME|FILE", help_heading = "Model and method")]
     model: Option<String>,
     /// Weights selected per output neuron [default: 1]
-    #[arg(long, help_heading = "Model and method")]
+    #[arg(long, help_heading = "Model and method", value_parser = whole)]
     k: Option<usize>,
     /// Leave the image encoder's biases as they are
     #[arg(long = "no-biases", help_heading = "Model and method")]
@@ -379,13 +434,13 @@ pub(super) struct Common {
     #[serde(rename = "decoder", serialize_with = "if_unset")]
     no_decoder: bool,
     /// Samples a step [default: 4]
-    #[arg(long, help_heading = "Training")]
+    #[arg(long, help_heading = "Training", value_parser = whole)]
     batch: Option<usize>,
     /// Adam's epsilon [default: 1e-8]
     #[arg(long, help_heading = "Training")]
     adam_eps: Option<f64>,
     /// Side of the network's square in pixels [default: the model's own]
-    #[arg(long, help_heading = "Training")]
+    #[arg(long, help_heading = "Training", value_parser = whole)]
     image_size: Option<usize>,
     /// longest-side or square [default: longest-side]
     #[arg(long, help_heading = "Training")]
@@ -403,10 +458,10 @@ pub(super) struct Common {
     #[arg(long, allow_hyphen_values = true, help_heading = "Volumes")]
     window: Option<String>,
     /// Channel of volumes with several [default: 0]
-    #[arg(long, help_heading = "Volumes")]
+    #[arg(long, help_heading = "Volumes", value_parser = whole)]
     channel: Option<usize>,
     /// Neighbour slices shown as red and blue [default: 0]
-    #[arg(long, help_heading = "Volumes")]
+    #[arg(long, help_heading = "Volumes", value_parser = whole)]
     context: Option<usize>,
     /// Labels that are foreground, merged [default: all but 0]
     #[arg(long, value_delimiter = ',', help_heading = "Volumes")]
@@ -415,7 +470,7 @@ pub(super) struct Common {
     #[arg(long, help_heading = "Run")]
     device: Option<String>,
     /// Threads [default: all processors]
-    #[arg(long, help_heading = "Run")]
+    #[arg(long, help_heading = "Run", value_parser = whole)]
     pub threads: Option<usize>,
     /// Seed of split, order and augmentation [default: 0]
     #[arg(long, help_heading = "Run")]
@@ -435,6 +490,11 @@ pub(super) struct Common {
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Run")]
     #[serde(skip)]
     pub set: Vec<String>,
+}
+
+/// A count; said in words where the parser would speak of digits.
+fn whole(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "expected a whole number that is not negative".to_string())
 }
 
 /// A switch that was not given leaves the key alone.
@@ -462,7 +522,7 @@ pub(super) struct Predict {
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
     /// Probability of foreground [default: the run's, 0.5 without one]
-    #[arg(long)]
+    #[arg(long, env = "SEGFT_THRESHOLD", hide_env_values = true)]
     threshold: Option<f32>,
     /// Write probability maps too
     #[arg(long)]
@@ -480,10 +540,10 @@ pub(super) struct Predict {
     #[arg(long = "ref", value_name = "PATH", requires = "prompt")]
     reference: Option<PathBuf>,
     /// auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto")]
+    #[arg(long, default_value = "auto", env = "SEGFT_DEVICE", hide_env_values = true)]
     device: String,
     /// Threads [default: all processors]
-    #[arg(long)]
+    #[arg(long, env = "SEGFT_THREADS", hide_env_values = true)]
     pub threads: Option<usize>,
 }
 
@@ -534,6 +594,9 @@ pub(super) struct Score {
     /// The classes to score [default: those found]
     #[arg(long, value_delimiter = ',')]
     labels: Option<Vec<u16>>,
+    /// Count every label but 0, or those of --labels, as one foreground, as a training does
+    #[arg(long, requires = "pred")]
+    merge: bool,
     /// Leave cases out that lack a prediction or a reference, and say so
     #[arg(long)]
     allow_missing: bool,
@@ -544,7 +607,7 @@ pub(super) struct Score {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Threads [default: all processors]
-    #[arg(long)]
+    #[arg(long, env = "SEGFT_THREADS", hide_env_values = true)]
     pub threads: Option<usize>,
 }
 
@@ -563,7 +626,11 @@ impl Score {
             protocol: self.protocol,
             empty: self.empty,
             nsd_tolerance_mm: self.nsd_tolerance,
-            classes: self.labels.as_ref().map(|l| l.iter().copied().collect()),
+            classes: self.labels.as_ref().filter(|_| !self.merge).map(|l| l.iter().copied().collect()),
+            labels: match self.merge {
+                true => LabelUse::Merged(self.labels.clone().unwrap_or_default()),
+                false => LabelUse::Classes,
+            },
             seed: self.seed,
             ..Options::default()
         };

@@ -11,12 +11,13 @@ use crate::job;
 use crate::phantom;
 use crate::progress::{Progress, Voice};
 use crate::run::Run;
-use crate::tune::patch::Direction;
+use crate::tune::patch::{Difference, Direction, Patch};
 use crate::tune::selection::{Overlap, Selection};
-use clap::{CommandFactory, Parser};
+use clap::{ColorChoice, CommandFactory, FromArgMatches};
 use flags::{Cli, Command, DataCommand, PatchCommand};
 use serde::Serialize;
 use serde_json::{Value, json};
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -24,30 +25,25 @@ use std::process::ExitCode;
 pub fn main() -> ExitCode {
     // A closed pipe (`segft info … | head`) ends the program quietly, as for other tools.
     let arguments: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
-    let wants_json = arguments.iter().any(|a| a == "--json");
-    let cli = match Cli::try_parse() {
+    let color = color_of(&arguments);
+    let parsed = flags::command(color).try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) => {
-            let _ = error.print();
-            if wants_json && error.use_stderr() {
-                let text = error.render().to_string();
-                let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_string();
-                print::stdout(&Error::usage(first).json().to_string());
-            }
-            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
-        }
+        Err(error) => return not_parsed(&error, &arguments),
     };
     std::panic::set_hook(Box::new(|info| {
         eprintln!("error: segft met a defect of its own: {info}");
         eprintln!("  hint: please report it, with the command and the run's log.txt");
     }));
     let json = cli.global.json.clone();
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(cli)));
+    // Set when the one JSON object has been printed, or must not be: then an error goes to stderr alone.
+    let told = Cell::new(false);
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(cli, &told)));
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
-            print::error(&error);
-            if let Some(to) = json {
+            print::error(&error, print::colours(color));
+            if let (Some(to), false) = (json, told.get()) {
                 let _ = print::json(&error.json(), &to);
             }
             ExitCode::from(error.kind.exit_code())
@@ -56,21 +52,71 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<()> {
+/// `--color` before anything is parsed: it decides how the parser's own errors look.
+fn color_of(arguments: &[String]) -> ColorChoice {
+    let mut words = arguments.iter().take_while(|a| *a != "--");
+    let mut choice = ColorChoice::Auto;
+    while let Some(word) = words.next() {
+        let value = match word.as_str() {
+            "--color" => words.next().map(String::as_str),
+            other => other.strip_prefix("--color="),
+        };
+        choice = value.and_then(|v| v.parse().ok()).unwrap_or(choice);
+    }
+    choice
+}
+
+/// Help and version, or what is wrong with the arguments: also as JSON where `--json` asks for it.
+fn not_parsed(error: &clap::Error, arguments: &[String]) -> ExitCode {
+    let printed = error.print();
+    if !error.use_stderr() {
+        let lost = printed.is_err_and(|e| e.kind() != std::io::ErrorKind::BrokenPipe);
+        return ExitCode::from(u8::from(lost));
+    }
+    let wanted = |a: &String| if a == "--json" { Some("-") } else { a.strip_prefix("--json=") }.map(String::from);
+    let to = arguments.iter().take_while(|a| *a != "--").filter_map(wanted).last();
+    // What exists stays: nobody has parsed whether `--force` is meant for it.
+    if let Some(to) = to.filter(|to| to == "-" || !Path::new(to).exists()) {
+        let _ = print::json(&print::parse_error(error).json(), &to);
+    }
+    ExitCode::from(2)
+}
+
+fn run(cli: Cli, told: &Cell<bool>) -> Result<()> {
     let global = cli.global;
-    let progress = Progress::new(if global.quiet { Voice::Quiet } else { Voice::Normal });
+    let voice = match (global.quiet, global.verbose) {
+        (true, _) => Voice::Quiet,
+        (_, true) => Voice::Verbose,
+        _ => Voice::Normal,
+    };
+    let progress = Progress::new(voice);
     let replace = if global.force { Replace::Allowed } else { Replace::Never };
+    // A result that could not be written in the end would be a job done for nothing.
+    if let Some(to) = global.json.as_ref().filter(|to| *to != "-") {
+        crate::io::check_free(Path::new(to), replace).inspect_err(|_| told.set(true))?;
+    }
+    crate::config::check_environment(&environment())?;
+    let backend = if cfg!(feature = "cuda") { "cpu and cuda" } else { "cpu" };
+    progress.detail(format!("segft {}, burn 0.22.1 ({backend})", env!("CARGO_PKG_VERSION")));
+    progress.detail(format!("cache {}", job::base::cache().display()));
     // Results go to stdout as text, or as one JSON object to where `--json` says.
     let answer = |value: Value, text: String| match &global.json {
         Some(to) => print::json(&value, to),
-        None => {
-            print::stdout(&text);
-            Ok(())
+        None => print::stdout(&text),
+    };
+    // A result beside which something failed: one object holds both.
+    let partly = |value: Value, text: String, failed: Option<Error>| match failed {
+        None => answer(value, text),
+        Some(error) => {
+            answer(with_error(value, &error), text)?;
+            told.set(true);
+            Err(error)
         }
     };
     match cli.command {
         Command::Train(flags) => {
             if let Some(run) = &flags.resume {
+                flags.check_resume()?;
                 let run = match run {
                     Some(folder) => Run::open(folder)?,
                     None => Run::unfinished()?,
@@ -119,15 +165,20 @@ fn run(cli: Cli) -> Result<()> {
             crate::device::limit_threads(flags.threads)?;
             let request = flags.request(replace);
             let (done, failed) = job::predict::run(&request, &progress)?;
-            answer(json!({ "cases": done, "failed": failed.as_ref().map(|e| e.message.clone()) }), String::new())?;
-            failed.map_or(Ok(()), Err)
+            let value = json!({ "cases": done, "failed": failed.as_ref().map(|e| e.message.clone()) });
+            partly(value, String::new(), failed)
         }
         Command::Score(flags) => {
             crate::device::limit_threads(flags.threads)?;
             let (what, options) = flags.request()?;
-            let report = job::score::run(&what, &options)?;
             if let Some(path) = &flags.csv {
                 crate::io::check_free(path, replace)?;
+            }
+            let report = job::score::run(&what, &options)?;
+            if let Some(warning) = job::score::warning(&report) {
+                progress.warn(warning);
+            }
+            if let Some(path) = &flags.csv {
                 let text = report.csv()?;
                 crate::io::write_atomic(path, |to| to.write_all(text.as_bytes()))?;
             }
@@ -155,9 +206,13 @@ fn run(cli: Cli) -> Result<()> {
                 job::export::turn(&merged, &patch, Direction::Revert, &to, replace)?;
                 written(&to, &answer)
             }
+            PatchCommand::Diff { a, b } => {
+                let difference = Difference::of(&Patch::load(&a)?, &Patch::load(&b)?);
+                answer(print::difference_json(&difference), print::difference(&difference))
+            }
         },
-        Command::Fetch(flags) => fetch(&flags, &progress, &answer),
-        Command::Data(command) => data_command(command, replace, &answer),
+        Command::Fetch(flags) => fetch(&flags, replace, &progress, &answer),
+        Command::Data(command) => data_command(command, replace, &answer, &partly),
         Command::Pretrain(flags) => {
             crate::device::limit_threads(flags.threads)?;
             let made = job::pretrain::run(&flags.request(), replace, &progress)?;
@@ -165,7 +220,7 @@ fn run(cli: Cli) -> Result<()> {
         }
         Command::Bench(flags) => {
             crate::device::limit_threads(flags.threads)?;
-            let figures = job::bench::run(&flags.request())?;
+            let figures = job::bench::run(&flags.request(), &progress)?;
             answer(figures.clone(), figures.to_string())
         }
         Command::Doctor => {
@@ -175,24 +230,54 @@ fn run(cli: Cli) -> Result<()> {
         Command::Completions { shell } => {
             let mut bytes = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "segft", &mut bytes);
-            print::stdout(&String::from_utf8_lossy(&bytes));
-            Ok(())
+            print::stdout(&String::from_utf8_lossy(&bytes))
         }
+        Command::Man => print::stdout(&manual()?),
     }
+}
+
+/// The result, and under `error` what failed beside it.
+fn with_error(mut value: Value, error: &Error) -> Value {
+    if let Some(object) = value.as_object_mut() {
+        object.insert("error".into(), error.json()["error"].take());
+    }
+    value
+}
+
+/// The manual page: the program's, then a section for each command.
+fn manual() -> Result<String> {
+    let failed = |e: std::io::Error| Error::job(format!("manual page: {e}"));
+    let mut root = flags::command(ColorChoice::Never);
+    root.build();
+    let mut page = Vec::new();
+    clap_mangen::Man::new(root.clone()).render(&mut page).map_err(failed)?;
+    for command in root.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help") {
+        let title = format!("SEGFT {}", command.get_name().to_uppercase());
+        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+        let mut options = Vec::new();
+        clap_mangen::Man::new(command.clone()).render_options_section(&mut options).map_err(failed)?;
+        let options = String::from_utf8_lossy(&options).replace(".SH OPTIONS", "");
+        page.extend(format!(".SH \"{title}\"\n{about}\n{options}").into_bytes());
+    }
+    Ok(String::from_utf8_lossy(&page).into_owned())
+}
+
+/// The `SEGFT_…` variables.
+fn environment() -> Vec<(String, String)> {
+    std::env::vars_os()
+        .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
+        .filter(|(k, _)| k.starts_with("SEGFT_"))
+        .collect()
 }
 
 /// The configuration from the flags that every training shares and those of the command.
 fn resolve(common: &flags::Common, own: &impl Serialize) -> Result<Config> {
-    let environment: Vec<(String, String)> = std::env::vars_os()
-        .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
-        .filter(|(k, _)| k.starts_with("SEGFT_"))
-        .collect();
     let json = |flags: serde_json::Result<Value>| flags.map_err(|e| Error::usage(e.to_string()));
     let (mut given, own) = (json(serde_json::to_value(common))?, json(serde_json::to_value(own))?);
     if let (Some(given), Value::Object(own)) = (given.as_object_mut(), own) {
         given.extend(own);
     }
-    Config::resolve(common.config.as_deref(), &environment, &common.set, &given)
+    Config::resolve(common.config.as_deref(), &environment(), &common.set, &given)
 }
 
 fn written(path: &Path, answer: &dyn Fn(Value, String) -> Result<()>) -> Result<()> {
@@ -200,7 +285,10 @@ fn written(path: &Path, answer: &dyn Fn(Value, String) -> Result<()>) -> Result<
     answer(facts.clone(), crate::info::text(&facts))
 }
 
-fn fetch(flags: &flags::Fetch, progress: &Progress, answer: &dyn Fn(Value, String) -> Result<()>) -> Result<()> {
+/// Prints a result.
+type Answer<'a> = &'a dyn Fn(Value, String) -> Result<()>;
+
+fn fetch(flags: &flags::Fetch, replace: Replace, progress: &Progress, answer: Answer) -> Result<()> {
     use data::fetch::{ITEMS, Item, Network, fetch};
     let cache = job::base::cache();
     let Some(name) = &flags.name else {
@@ -210,21 +298,28 @@ fn fetch(flags: &flags::Fetch, progress: &Progress, answer: &dyn Fn(Value, Strin
         });
         let line = |i: &Item| {
             let here = if i.place(&cache).exists() { "in the cache" } else { "" };
-            format!("{:10} {:6} MiB  {:44} {:28} {here}\n           {}\n", i.name, i.mib, i.what, i.licence, i.url)
+            let url = i.url.unwrap_or("no address: give the file with --from");
+            format!("{:12} {:6} MiB  {:44} {:28} {here}\n             {url}\n", i.name, i.mib, i.what, i.licence)
         };
-        return answer(Value::Array(rows.collect()), ITEMS.iter().map(line).collect());
+        return answer(json!({"names": rows.collect::<Vec<_>>()}), ITEMS.iter().map(line).collect());
     };
     let item = Item::find(name)?;
     progress.line(format!("{}: {} (licence: {})", item.name, item.what, item.licence));
     let network = if flags.offline { Network::Never } else { Network::Allowed };
     progress.start("fetching", (item.mib << 20) as usize);
-    let place = fetch(item, flags.from.as_deref(), &cache, network, &|done, _| progress.at(done as usize, ""));
+    let at = |done: u64, _| progress.at(done as usize, "");
+    let place = fetch(item, flags.from.as_deref(), &cache, network, replace, &at);
     progress.end();
     let place = place?;
     answer(json!({"name": item.name, "path": place.display().to_string()}), place.display().to_string())
 }
 
-fn data_command(command: DataCommand, replace: Replace, answer: &dyn Fn(Value, String) -> Result<()>) -> Result<()> {
+fn data_command(
+    command: DataCommand,
+    replace: Replace,
+    answer: Answer,
+    partly: &dyn Fn(Value, String, Option<Error>) -> Result<()>,
+) -> Result<()> {
     match command {
         DataCommand::Make { kind, out, count, seed } => {
             let (kind, default) = match kind.as_str() {
@@ -235,17 +330,23 @@ fn data_command(command: DataCommand, replace: Replace, answer: &dyn Fn(Value, S
                         .hint("generators: phantom, phantom-volume"));
                 }
             };
-            phantom::write_set(kind, &out, seed, count.unwrap_or(default))?;
+            let count = count.unwrap_or(default);
+            match replace {
+                Replace::Never => phantom::write_set(kind, &out, seed, count)?,
+                Replace::Allowed => phantom::replace_set(kind, &out, seed, count)?,
+            }
             written(&out, answer)
         }
         DataCommand::Check { path } => {
             let facts = data::facts(&path)?;
             let leaks = facts["leaks"].as_array().map(Vec::len).unwrap_or(0);
-            answer(facts.clone(), crate::info::text(&facts))?;
-            match leaks {
-                0 => Ok(()),
-                n => Err(Error::data(format!("{n} leaks between the sides")).at(path)),
-            }
+            let failed = (leaks > 0).then(|| {
+                Error::data(format!("{leaks} leaks between the sides"))
+                    .at(path)
+                    .hint("take one of each pair out, or give both to one side")
+            });
+            let text = crate::info::text(&facts);
+            partly(facts, text, failed)
         }
         DataCommand::Split { path, out, seed } => {
             crate::io::check_free(&out, replace)?;
@@ -268,7 +369,8 @@ fn data_command(command: DataCommand, replace: Replace, answer: &dyn Fn(Value, S
         DataCommand::List => {
             let sets = data::named::list();
             let text = sets.iter().map(|(name, what)| format!("{name:16} {what}\n")).collect();
-            answer(json!(sets.iter().map(|(name, what)| json!({"name": name, "what": what})).collect::<Vec<_>>()), text)
+            let rows: Vec<Value> = sets.iter().map(|(name, what)| json!({"name": name, "what": what})).collect();
+            answer(json!({ "sets": rows }), text)
         }
     }
 }

@@ -2,35 +2,88 @@
 
 use crate::error::{Error, Result};
 use crate::job::train::Outcome;
+use crate::run::Run;
+use crate::tune::patch::{Difference, DifferenceRow};
 use crate::tune::selection::Overlap;
-use serde_json::{Value, json};
-use std::io::Write;
+use serde_json::{Map, Value, json};
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 
 /// A result; a closed pipe is the reader's choice, not an error.
-pub(super) fn stdout(text: &str) {
-    if !text.is_empty() {
-        let mut out = std::io::stdout().lock();
-        let _ = writeln!(out, "{}", text.trim_end());
+///
+/// # Errors
+/// A job error when it cannot be written, as on a full disk.
+pub(super) fn stdout(text: &str) -> Result<()> {
+    if text.is_empty() {
+        return Ok(());
     }
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::job(format!("cannot write to standard output: {e}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether messages are coloured: as `--color` says, else on a terminal that has not asked for none.
+pub(super) fn colours(choice: clap::ColorChoice) -> Colours {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())
+        || std::env::var_os("TERM").is_some_and(|v| v == "dumb");
+    match choice {
+        clap::ColorChoice::Always => Colours::On,
+        clap::ColorChoice::Auto if !unwanted && std::io::stderr().is_terminal() => Colours::On,
+        _ => Colours::Off,
+    }
+}
+
+/// Whether messages are coloured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Colours {
+    On,
+    Off,
 }
 
 /// One JSON object to stdout (`-`) or to a file.
 pub(super) fn json(value: &Value, to: &str) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Error::job(e.to_string()))?;
     if to == "-" {
-        stdout(&text);
-        return Ok(());
+        return stdout(&text);
     }
     crate::io::write_atomic(Path::new(to), |file| writeln!(file, "{text}"))
 }
 
 /// What was expected and found, where, and what to do.
-pub(super) fn error(error: &Error) {
-    eprintln!("error: {error}");
+pub(super) fn error(error: &Error, colours: Colours) {
+    // The colours of the argument parser's own errors.
+    let [red, green, plain] = match colours {
+        Colours::On => ["\x1b[1m\x1b[31m", "\x1b[32m", "\x1b[0m"],
+        Colours::Off => [""; 3],
+    };
+    // Not eprintln!, which panics when stderr is closed.
+    let mut out = std::io::stderr().lock();
+    let _ = writeln!(out, "{red}error:{plain} {error}");
     if let Some(hint) = &error.hint {
-        eprintln!("  hint: {hint}");
+        let _ = writeln!(out, "  {green}hint:{plain} {hint}");
     }
+}
+
+/// What the argument parser says, as our own error: the whole message, and its tips (else the usage) as hint.
+pub(super) fn parse_error(error: &clap::Error) -> Error {
+    let text = error.render().to_string();
+    let (mut message, mut tips, mut usage) = (Vec::new(), Vec::new(), None);
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        match (line.strip_prefix("tip: "), line.strip_prefix("Usage: ")) {
+            (Some(tip), _) => tips.push(tip.to_string()),
+            (_, Some(found)) => usage = Some(format!("usage: {found}")),
+            _ if line.starts_with("For more information") => {}
+            // Lines after the usage belong to it.
+            _ if usage.is_none() => message.push(line.trim_start_matches("error: ").to_string()),
+            _ => {}
+        }
+    }
+    let hint = if tips.is_empty() { usage } else { Some(tips.join("; ")) };
+    Error { hint, ..Error::usage(message.join(" ")) }
 }
 
 /// The end of a training: the cases, the means, where everything is.
@@ -49,6 +102,24 @@ pub(super) fn overlap(overlap: &Overlap) -> String {
     text
 }
 
+/// Difference of two patches.
+pub(super) fn difference(difference: &Difference) -> String {
+    let all = difference.total();
+    let row = |r: &DifferenceRow| {
+        let largest = r.largest.map(|v| format!("{v:.3e}")).unwrap_or_default();
+        format!("{:58} {:>9} {:>9} {:>9} {largest:>10}\n", r.weight, r.both, r.only_a, r.only_b)
+    };
+    let head = format!("{:58} {:>9} {:>9} {:>9} {:>10}\n", "weight", "both", "only A", "only B", "largest");
+    head + &difference.rows.iter().map(row).collect::<String>() + &row(&all)
+}
+
+/// The same as JSON.
+pub(super) fn difference_json(difference: &Difference) -> Value {
+    let DifferenceRow { both, only_a, only_b, largest, .. } = difference.total();
+    json!({"kind": "patch-difference", "both": both, "only_a": only_a, "only_b": only_b, "largest": largest,
+        "weights": difference.rows})
+}
+
 /// The same as JSON.
 pub(super) fn overlap_json(overlap: &Overlap) -> Value {
     let (a, b, both) = overlap.total();
@@ -57,8 +128,18 @@ pub(super) fn overlap_json(overlap: &Overlap) -> Value {
     json!({"kind": "overlap", "a": a, "b": b, "both": both, "jaccard": overlap.jaccard(), "weights": rows})
 }
 
-/// Devices, cache and versions.
+/// Devices, weights, data sets, runs, cache and versions.
 pub(super) fn doctor() -> Value {
+    let here = |yes: bool| if yes { "in the cache" } else { "not here" };
+    let cache = crate::job::base::cache();
+    let weights: Map<String, Value> =
+        crate::job::base::cached().into_iter().map(|(name, yes)| (name.to_string(), json!(here(yes)))).collect();
+    let sets = crate::data::named::cached(&cache);
+    let sets: Map<String, Value> = sets.into_iter().map(|(name, yes)| (name.to_string(), json!(here(yes)))).collect();
+    let state = |run: &Run| if run.is_completed() { "completed" } else { "not completed" };
+    let runs: Map<String, Value> =
+        Run::all().iter().map(|run| (run.folder.display().to_string(), json!(state(run)))).collect();
+    let latest = Run::newest().ok().map(|run| run.folder.display().to_string());
     let cuda = if cfg!(feature = "cuda") { "built in" } else { "not built in (build with --features cuda)" };
     json!({
         "kind": "doctor",
@@ -66,6 +147,10 @@ pub(super) fn doctor() -> Value {
         "cuda": cuda,
         "gpus": crate::device::gpus(),
         "threads": rayon::current_num_threads(),
-        "cache": crate::job::base::cache().display().to_string(),
+        "cache": cache.display().to_string(),
+        "weights": weights,
+        "sets": sets,
+        "runs": runs,
+        "newest_run": latest,
     })
 }

@@ -2,12 +2,15 @@
 //!
 //! A download goes to a `.part` file, is resumed with a range request when it breaks, checked by SHA-256 (against the
 //! published hash, else against the one recorded at the first download in `hashes.toml`), and only then gets its name.
+//! Weights must also have the names and shapes of the SAM they are fetched as. A hash is recorded once the file has
+//! proved to be what it should: a wrong one must not lock the right one out.
 //! `SEGFT_FETCH_BASE_URL` replaces everything before the file's name in the addresses, for mirrors and tests.
 
 use super::named::KVASIR_URL;
 use crate::error::{Error, Result, nearest};
-use crate::io::write_atomic;
-use crate::model::checkpoint::file_sha256;
+use crate::io::{Replace, write_atomic};
+use crate::model::SamConfig;
+use crate::model::checkpoint::{self, file_sha256};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -25,8 +28,10 @@ pub struct Item {
     pub name: &'static str,
     /// What it is.
     pub what: &'static str,
-    /// Where it comes from.
-    pub url: &'static str,
+    /// Where it comes from; nothing when only `--from` can give it.
+    pub url: Option<&'static str>,
+    /// Name of the file.
+    pub file: &'static str,
     /// About how large the download is, in MiB.
     pub mib: u64,
     /// Under which licence.
@@ -48,11 +53,12 @@ pub enum Kind {
 
 /// Everything that can be fetched, one line each.
 #[rustfmt::skip]
-pub const ITEMS: [Item; 4] = [
-    Item { name: "polyp", what: "Kvasir-SEG, 1,000 polyp pictures with masks", url: KVASIR_URL, mib: 46, licence: "research and education only", sha256: None, kind: Kind::Archive },
-    Item { name: "sam_vit_b", what: "SAM ViT-B", url: "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth", mib: 358, licence: "Apache-2.0", sha256: Some("ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"), kind: Kind::Weights },
-    Item { name: "sam_vit_l", what: "SAM ViT-L", url: "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_l_0b3195.pth", mib: 1191, licence: "Apache-2.0", sha256: None, kind: Kind::Weights },
-    Item { name: "sam_vit_h", what: "SAM ViT-H", url: "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth", mib: 2445, licence: "Apache-2.0", sha256: None, kind: Kind::Weights },
+pub const ITEMS: [Item; 5] = [
+    Item { name: "polyp", what: "Kvasir-SEG, 1,000 polyp pictures with masks", url: Some(KVASIR_URL), file: "kvasir-seg.zip", mib: 46, licence: "research and education only", sha256: None, kind: Kind::Archive },
+    Item { name: "sam_vit_b", what: "SAM ViT-B", url: Some("https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth"), file: "sam_vit_b_01ec64.pth", mib: 358, licence: "Apache-2.0", sha256: Some("ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"), kind: Kind::Weights },
+    Item { name: "sam_vit_l", what: "SAM ViT-L", url: Some("https://dl.fbaipublicfiles.com/segment_anything/sam_vit_l_0b3195.pth"), file: "sam_vit_l_0b3195.pth", mib: 1191, licence: "Apache-2.0", sha256: None, kind: Kind::Weights },
+    Item { name: "sam_vit_h", what: "SAM ViT-H", url: Some("https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth"), file: "sam_vit_h_4b8939.pth", mib: 2445, licence: "Apache-2.0", sha256: None, kind: Kind::Weights },
+    Item { name: "medsam_vit_b", what: "MedSAM ViT-B; with --from alone", url: None, file: "medsam_vit_b.pth", mib: 358, licence: "Apache-2.0", sha256: None, kind: Kind::Weights },
 ];
 
 /// Whether the network may be used.
@@ -79,24 +85,20 @@ impl Item {
         })
     }
 
-    /// The file's name at the end of its address.
-    pub fn file(&self) -> &'static str {
-        self.url.rsplit('/').next().unwrap_or(self.name)
-    }
-
     /// Where it is kept.
     pub fn place(&self, cache: &Path) -> PathBuf {
         match self.kind {
             Kind::Archive => cache.join(self.name),
-            Kind::Weights => cache.join("weights").join(self.file()),
+            Kind::Weights => cache.join("weights").join(self.file),
         }
     }
 
-    fn address(&self) -> String {
-        match std::env::var("SEGFT_FETCH_BASE_URL") {
-            Ok(base) if !base.is_empty() => format!("{}/{}", base.trim_end_matches('/'), self.file()),
-            _ => self.url.to_string(),
-        }
+    fn address(&self) -> Option<String> {
+        let url = self.url?;
+        Some(match std::env::var("SEGFT_FETCH_BASE_URL") {
+            Ok(base) if !base.is_empty() => format!("{}/{}", base.trim_end_matches('/'), self.file),
+            _ => url.to_string(),
+        })
     }
 }
 
@@ -105,25 +107,32 @@ impl Item {
 /// # Errors
 /// As [`fetch`].
 pub(super) fn polyp(cache: &Path) -> Result<()> {
-    eprintln!("fetching Kvasir-SEG (about 46 MiB; licence: research and education only)");
-    fetch(Item::find("polyp")?, None, cache, Network::Allowed, &|_, _| ()).map(|_| ())
+    fetch(Item::find("polyp")?, None, cache, Network::Allowed, Replace::Never, &|_, _| ()).map(|_| ())
 }
 
-/// Fetches an item and says where it is; what is there already stays. `progress` is called with (bytes, of).
+/// Fetches an item and says where it is. What is there already stays, unless it may be replaced; a file that is given
+/// is never passed over in silence. `progress` is called with (bytes, of).
 ///
 /// # Errors
-/// A data error naming the address, the folder and what to do without network; a wrong checksum, a damaged archive or
-/// an archive that would write outside its folder. The cache then holds nothing half.
+/// A usage error when a file is given and the item is there already; a data error naming the address, the folder and
+/// what to do without network; a wrong checksum, weights of another network, a damaged archive or an archive that would
+/// write outside its folder. The cache then holds nothing half, and what was there before.
 pub fn fetch(
     item: Item,
     from: Option<&Path>,
     cache: &Path,
     network: Network,
+    replace: Replace,
     progress: &dyn Fn(u64, Option<u64>),
 ) -> Result<PathBuf> {
     let place = item.place(cache);
-    if place.exists() {
-        return Ok(place);
+    if place.exists() && replace == Replace::Never {
+        return match from {
+            None => Ok(place),
+            Some(_) => Err(Error::usage(format!("`{}` is in the cache already", item.name))
+                .at(place)
+                .hint("replace it with --force")),
+        };
     }
     let folder = place.parent().unwrap_or(cache);
     std::fs::create_dir_all(folder).map_err(|e| Error::writing(folder, &e))?;
@@ -133,26 +142,42 @@ pub fn fetch(
 
     let result = match from {
         Some(source) if source.is_dir() && item.kind == Kind::Archive => adopt_folder(source, &place),
-        Some(source) => {
-            let digest = file_sha256(source)?;
-            check_hash(&item, &digest, cache).map_err(|e| e.at(source))?;
-            settle(&item, source, &place)
-        }
-        None => {
-            let part = folder.join(format!("{}.part", item.file()));
-            download(&item, &part, network, progress).map_err(|e| without_network(&item, &place, e))?;
-            let digest = file_sha256(&part)?;
-            check_hash(&item, &digest, cache).inspect_err(|_| {
-                // What fails its check would fail it again: the next try starts anew.
-                let _ = std::fs::remove_file(&part);
-            })?;
-            let settled = settle(&item, &part, &place);
-            let _ = std::fs::remove_file(&part);
-            settled
-        }
+        Some(source) => take(&item, source, &place, cache, replace),
+        None => downloaded(&item, folder, &place, cache, network, progress),
     };
     let _ = std::fs::remove_file(&lock);
     result.map(|()| place)
+}
+
+/// Downloads, checks and puts a file where it belongs.
+fn downloaded(
+    item: &Item,
+    folder: &Path,
+    place: &Path,
+    cache: &Path,
+    network: Network,
+    progress: &dyn Fn(u64, Option<u64>),
+) -> Result<()> {
+    let part = folder.join(format!("{}.part", item.file));
+    download(item, &part, network, progress).map_err(|e| without_network(item, place, e))?;
+    let taken = take(item, &part, place, cache, Replace::Never);
+    // What fails its check would fail it again: the next try starts anew.
+    let _ = std::fs::remove_file(&part);
+    taken
+}
+
+/// Checks a file, puts it where it belongs, and only then records the hash of a first one.
+fn take(item: &Item, file: &Path, place: &Path, cache: &Path, replace: Replace) -> Result<()> {
+    let digest = file_sha256(file)?;
+    check_hash(item, &digest, cache, replace).map_err(|e| e.at(file))?;
+    if item.kind == Kind::Weights {
+        check_weights(item, file)?;
+    }
+    settle(item, file, place)?;
+    match item.sha256 {
+        Some(_) => Ok(()),
+        None => record_hash(item, &digest, cache),
+    }
 }
 
 fn without_network(item: &Item, place: &Path, cause: Error) -> Error {
@@ -163,31 +188,53 @@ fn without_network(item: &Item, place: &Path, cause: Error) -> Error {
         ),
         Kind::Weights => format!("download it elsewhere and run `segft fetch {} --from FILE`", item.name),
     };
-    let message = format!(
-        "`{}` is not in the cache and could not be fetched from {}: {}",
-        item.name,
-        item.address(),
-        cause.message
-    );
+    let Some(address) = item.address() else { return cause.at(place) };
+    let message =
+        format!("`{}` is not in the cache and could not be fetched from {address}: {}", item.name, cause.message);
     Error { kind: cause.kind, ..Error::data(message) }.at(place).hint(hint)
 }
 
-/// The published hash, else the one recorded at the first download; a first download is recorded.
-fn check_hash(item: &Item, digest: &str, cache: &Path) -> Result<()> {
-    let path = cache.join("hashes.toml");
-    let mut known: toml::Table =
-        std::fs::read_to_string(&path).ok().and_then(|text| toml::from_str(&text).ok()).unwrap_or_default();
-    let recorded = known.get(item.name).and_then(|v| v.as_str()).map(String::from);
-    match item.sha256.map(String::from).or(recorded) {
-        Some(expected) if expected != digest => Err(Error::data(format!("SHA-256 is {digest}, expected {expected}"))
-            .hint("the file is damaged or another one: fetch it again")),
-        Some(_) => Ok(()),
-        None => {
-            known.insert(item.name.to_string(), toml::Value::String(digest.to_string()));
-            let text = toml::to_string(&known).map_err(|e| Error::job(e.to_string()))?;
-            write_atomic(&path, |to| to.write_all(text.as_bytes()))
+/// Compares with the published hash, else with the one recorded at the first download. A recorded one gives way to
+/// `--force`: the user then says that the other file is meant.
+fn check_hash(item: &Item, digest: &str, cache: &Path, replace: Replace) -> Result<()> {
+    let wrong = |expected: &str| Error::data(format!("SHA-256 is {digest}, expected {expected}"));
+    let recorded = || known_hashes(cache).get(item.name).and_then(|v| v.as_str()).map(String::from);
+    match (item.sha256, recorded()) {
+        (Some(published), _) if published != digest => {
+            Err(wrong(published).hint("the file is damaged or another one: fetch it again"))
         }
+        (None, Some(recorded)) if recorded != digest && replace == Replace::Never => Err(wrong(&recorded).hint(
+            "it is not the file that was fetched first (see hashes.toml in the cache); take it all the same with --force",
+        )),
+        _ => Ok(()),
     }
+}
+
+fn known_hashes(cache: &Path) -> toml::Table {
+    std::fs::read_to_string(cache.join("hashes.toml")).ok().and_then(|t| toml::from_str(&t).ok()).unwrap_or_default()
+}
+
+fn record_hash(item: &Item, digest: &str, cache: &Path) -> Result<()> {
+    let mut known = known_hashes(cache);
+    known.insert(item.name.to_string(), toml::Value::String(digest.to_string()));
+    let text = toml::to_string(&known).map_err(|e| Error::job(e.to_string()))?;
+    write_atomic(&cache.join("hashes.toml"), |to| to.write_all(text.as_bytes()))
+}
+
+/// Weights must be those of the SAM whose name they get: every name and shape is compared, no value is read.
+fn check_weights(item: &Item, file: &Path) -> Result<()> {
+    let outline = checkpoint::outline(file)?;
+    checkpoint::specs_of(&outline).map_err(|e| e.at(file))?;
+    if SamConfig::from_shapes(&outline.shapes).ok() != SamConfig::named(item.name) {
+        return Err(Error::weights(format!(
+            "these are the weights of `{}`, not of `{}`",
+            checkpoint::name_of(&outline),
+            item.name
+        ))
+        .at(file)
+        .hint("any checkpoint can be used where it is, with --model FILE"));
+    }
+    Ok(())
 }
 
 /// Puts a checked file where it belongs.
@@ -203,6 +250,12 @@ fn settle(item: &Item, file: &Path, place: &Path) -> Result<()> {
 
 /// Downloads to `part`, going on where an earlier try stopped if the server still has the same file.
 fn download(item: &Item, part: &Path, network: Network, progress: &dyn Fn(u64, Option<u64>)) -> Result<()> {
+    let Some(address) = item.address() else {
+        return Err(Error::data(format!("`{}` has no address that it can be fetched from", item.name)).hint(format!(
+            "get {} from its authors (github.com/bowang-lab/MedSAM), then `segft fetch {} --from FILE`",
+            item.file, item.name
+        )));
+    };
     if network == Network::Never {
         return Err(Error::data("the network is switched off (--offline)"));
     }
@@ -219,7 +272,7 @@ fn download(item: &Item, part: &Path, network: Network, progress: &dyn Fn(u64, O
         if attempt > 0 {
             std::thread::sleep(Duration::from_millis(200 * attempt as u64));
         }
-        match piece(&agent, &item.address(), part, &tag_path, progress) {
+        match piece(&agent, &address, part, &tag_path, progress) {
             Ok(true) => {
                 let _ = std::fs::remove_file(&tag_path);
                 return Ok(());
@@ -338,7 +391,15 @@ fn adopt(made: &Path, place: &Path) -> Result<()> {
         return Err(Error::data(format!("no images/ and masks/ in the archive; found {}", names.join(", ")))
             .hint("give the archive as it was published"));
     }
-    std::fs::rename(made, place).map_err(|e| Error::writing(place, &e))
+    let failed = |e: std::io::Error| Error::writing(place, &e);
+    if !place.exists() {
+        return std::fs::rename(made, place).map_err(failed);
+    }
+    // `--force`: the old set steps aside and is thrown away when the new one has its name.
+    let parent = place.parent().unwrap_or(Path::new("."));
+    let aside = tempfile::Builder::new().prefix(".segft-").tempdir_in(parent).map_err(failed)?;
+    std::fs::rename(place, aside.path().join("old")).map_err(failed)?;
+    std::fs::rename(made, place).map_err(failed)
 }
 
 /// `--from FOLDER`: copies images/ and masks/.

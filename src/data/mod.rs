@@ -157,7 +157,29 @@ pub fn data_hash(splits: &Splits) -> Result<String> {
     Ok(hex(&hash.finalize()))
 }
 
-/// What `segft data check` and `segft info DIR` tell of a set; sub-folders train/, val/ and test/ are compared.
+/// The sides that are compared: folders, or those that a table gives. Cases without a side train, as in a training.
+fn sides_of(sets: &[Dataset]) -> Vec<(String, Vec<Case>)> {
+    let mut sides: Vec<(String, Vec<Case>)> = Vec::new();
+    for set in sets {
+        let given = set.cases.iter().any(|c| c.side.is_some());
+        for case in &set.cases {
+            let name = match case.side {
+                _ if !given => &set.name,
+                None | Some(Side::Train) => "train",
+                Some(Side::Validation) => "validation",
+                Some(Side::Test) => "test",
+            };
+            match sides.iter_mut().find(|(known, _)| known == name) {
+                Some((_, cases)) => cases.push(case.clone()),
+                None => sides.push((name.to_string(), vec![case.clone()])),
+            }
+        }
+    }
+    sides
+}
+
+/// What `segft data check` and `segft info DIR` tell of a set; sub-folders train/, val/ and test/, or the sides that a
+/// table gives, are compared.
 ///
 /// # Errors
 /// A data error for the first case that cannot be used.
@@ -169,7 +191,8 @@ pub fn facts(path: &Path) -> Result<serde_json::Value> {
     let cases: Vec<&Case> = sets.iter().flat_map(|set| &set.cases).collect();
     let form = sets[0].form;
     let contents = leak::contents(&cases, form)?;
-    let named: Vec<(&str, &[Case])> = sets.iter().map(|set| (set.name.as_str(), &set.cases[..])).collect();
+    let sides = sides_of(&sets);
+    let named: Vec<(&str, &[Case])> = sides.iter().map(|(name, cases)| (name.as_str(), &cases[..])).collect();
     let found = leak::find(&named, &contents);
     let mut labels = std::collections::BTreeSet::new();
     let mut empty = Vec::new();
@@ -193,7 +216,7 @@ pub fn facts(path: &Path) -> Result<serde_json::Value> {
         "form": form,
         "n_cases": cases.len(),
         "n_groups": groups.len(),
-        "sides": sets.iter().map(|s| serde_json::json!({"name": s.name, "n_cases": s.cases.len()})).collect::<Vec<_>>(),
+        "sides": named.iter().map(|(name, cases)| serde_json::json!({"name": name, "n_cases": cases.len()})).collect::<Vec<_>>(),
         "labels": labels,
         "classes": sets[0].classes,
         "n_empty_masks": empty.len(),

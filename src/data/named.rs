@@ -25,6 +25,15 @@ pub fn list() -> Vec<(&'static str, &'static str)> {
     SETS.iter().map(|(name, what, _)| (*name, *what)).collect()
 }
 
+/// Named sets, and whether the cache has them: for `doctor`. Generated ones are made when they are asked for.
+pub fn cached(cache: &Path) -> Vec<(&'static str, bool)> {
+    let folder = |name: &str| match name {
+        "polyp" => cache.join(name),
+        _ => cache.join(format!("{name}-v{}", phantom::GENERATOR_VERSION)),
+    };
+    SETS.iter().map(|(name, ..)| (*name, folder(name).is_dir())).collect()
+}
+
 /// Opens a named set, a folder or a CSV.
 ///
 /// # Errors
@@ -34,6 +43,14 @@ pub(super) fn open(request: &Request) -> Result<Dataset> {
         return layout::open(name, &find(request)?);
     }
     let path = Path::new(&request.dataset);
+    if let (true, Some(data)) = (path.exists(), &request.data) {
+        return Err(Error::usage(format!(
+            "--data {} says where the files of a named set are, but `{}` is a folder or CSV itself",
+            data.display(),
+            request.dataset
+        ))
+        .hint("leave --data out, or name a set: see `segft data list`"));
+    }
     if !path.exists() {
         let near = nearest(&request.dataset, SETS.iter().map(|(name, ..)| *name));
         let hint = near.map(|n| format!("did you mean `{n}`? ")).unwrap_or_default();
@@ -74,6 +91,13 @@ fn generated(request: &Request, kind: Kind) -> Result<PathBuf> {
         })?;
     }
     Ok(folder)
+}
+
+/// What opening the set is going to download, if anything: to be said before it starts.
+pub fn download_of(request: &Request) -> Option<String> {
+    let missing = request.dataset == "polyp" && request.data.is_none() && !request.offline;
+    (missing && !request.cache.join("polyp").exists())
+        .then(|| "fetching Kvasir-SEG (about 46 MiB; licence: research and education only)".to_string())
 }
 
 /// Kvasir-SEG from `--data`, else from the cache.

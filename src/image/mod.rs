@@ -30,6 +30,16 @@ pub struct Labels {
     pub voxels: Vec<u16>,
 }
 
+impl Labels {
+    /// One foreground: 1 where the label is one of these (any but 0 when none is named), else 0.
+    pub fn merged(mut self, labels: &[u16]) -> Labels {
+        for value in &mut self.voxels {
+            *value = u16::from(*value != 0 && (labels.is_empty() || labels.contains(value)));
+        }
+        self
+    }
+}
+
 /// An 8-bit RGB picture: what the network sees, read from a file or cut from a volume through a window.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picture {

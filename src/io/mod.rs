@@ -36,7 +36,7 @@ pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::R
 /// A usage error naming `path` when it exists and `force` is [`Replace::Never`].
 pub fn check_free(path: &Path, replace: Replace) -> Result<()> {
     if replace == Replace::Never && path.exists() {
-        return Err(Error::usage("already exists").at(path).hint("choose another --out, or replace it with --force"));
+        return Err(Error::usage("already exists").at(path).hint("choose another name, or replace it with --force"));
     }
     Ok(())
 }

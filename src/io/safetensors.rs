@@ -46,7 +46,9 @@ impl Reader {
     }
 
     fn new(mut source: Box<dyn Source>, length: u64, path: &Path) -> Result<Reader> {
-        let bad = |m: String| Error::weights(m).at(path).hint("the file is damaged or not safetensors: fetch it again");
+        let bad = |m: String| {
+            Error::weights(m).at(path).hint("the file is cut short, damaged or not safetensors: get or write it again")
+        };
         let mut size = [0u8; 8];
         source.read_exact(&mut size).map_err(|_| bad(format!("not a safetensors file: {length} bytes in all")))?;
         let size = u64::from_le_bytes(size);

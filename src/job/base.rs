@@ -17,6 +17,12 @@ const NAMED: [(&str, Option<&str>); 5] = [
     ("medsam_vit_b", Some("medsam_vit_b.pth")),
 ];
 
+/// Named weights, and whether they are in the cache: for `doctor`.
+pub fn cached() -> Vec<(&'static str, bool)> {
+    let weights = cache().join("weights");
+    NAMED.iter().filter_map(|(name, file)| Some((*name, weights.join((*file)?).is_file()))).collect()
+}
+
 /// Loads a base model by name or file.
 ///
 /// # Errors
@@ -29,11 +35,18 @@ pub fn load(model: &str) -> Result<Checkpoint> {
         Some((name, Some(file))) => {
             let path = cache().join("weights").join(file);
             if !path.is_file() {
-                return Err(Error::weights(format!("the weights of `{name}` are not in the cache")).at(path).hint(
-                    format!("fetch them with `segft fetch {name}`, or `segft fetch {name} --from FILE` offline"),
-                ));
+                // Some have no address: then the file must be at hand.
+                let from = format!("`segft fetch {name} --from FILE`");
+                let hint = match crate::data::fetch::Item::find(name).map(|item| item.url) {
+                    Ok(Some(_)) => format!("fetch them with `segft fetch {name}`, or {from} offline"),
+                    _ => format!("get {file} from its authors, then {from}"),
+                };
+                return Err(Error::weights(format!("the weights of `{name}` are not in the cache"))
+                    .at(path)
+                    .hint(hint));
             }
-            let read = checkpoint::read(&path)?;
+            let read = checkpoint::read(&path)
+                .map_err(|e| e.hint(format!("the file in the cache is damaged: `segft fetch {name} --force`")))?;
             Ok(Checkpoint { name: name.to_string(), ..read })
         }
         None if path.is_file() => checkpoint::read(path),

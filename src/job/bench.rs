@@ -1,7 +1,7 @@
 //! `bench`: seconds and memory of one kind of work, with random weights and a random picture, so that it can be
 //! compared with another program's.
 
-use crate::device::{self, peak_rss_mib};
+use crate::device::peak_rss_mib;
 use crate::error::{Error, Result, nearest};
 use crate::method::{self, Plan, Settings};
 use crate::model::checkpoint;
@@ -9,6 +9,7 @@ use crate::model::sam::{Masks, Prompt};
 use crate::model::weights::to_vec;
 use crate::model::{Sam, SamConfig};
 use crate::predict::prompt_free_logits;
+use crate::progress::Progress;
 use crate::train::batch::generator;
 use crate::train::loss::loss;
 use crate::tune::adam::Adam;
@@ -46,8 +47,8 @@ const LR: f64 = 2e-4;
 ///
 /// # Errors
 /// A usage error for an unknown model, size or mode; a device error.
-pub fn run(request: &Request) -> Result<Value> {
-    let chosen = device::choose(&request.device)?;
+pub fn run(request: &Request, progress: &Progress) -> Result<Value> {
+    let chosen = super::device(&request.device, progress)?;
     let device = &chosen.device;
     let config = SamConfig::named(&request.model).ok_or_else(|| {
         Error::usage(format!("no size called `{}`", request.model)).hint("tiny, vit_t, vit_b, vit_l, vit_h")

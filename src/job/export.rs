@@ -14,9 +14,11 @@ use std::path::Path;
 /// A weights error when the base is not the run's; a usage error when `to` exists.
 pub fn merged(run: &Run, model: Option<&str>, to: &Path, replace: Replace) -> Result<()> {
     check_free(to, replace)?;
-    let patch = Patch::load(&run.patch())?;
+    check_name(to)?;
+    let patch = Patch::load(&run.existing_patch()?)?;
     let mut base = base::load(model.unwrap_or(&patch.about.base_model))?;
-    patch.turn(&mut base, Direction::Apply).map_err(|e| e.at(run.patch()))?;
+    let other = |e: Error| e.at(run.patch()).hint("give the base it was trained on with --model");
+    patch.turn(&mut base, Direction::Apply).map_err(other)?;
     write(&base, to)
 }
 
@@ -26,7 +28,8 @@ pub fn merged(run: &Run, model: Option<&str>, to: &Path, replace: Replace) -> Re
 /// A usage error when `to` exists or the run has none.
 pub fn patch_alone(run: &Run, to: &Path, replace: Replace) -> Result<()> {
     check_free(to, replace)?;
-    let bytes = std::fs::read(run.patch()).map_err(|e| Error::reading(run.patch(), &e))?;
+    let patch = run.existing_patch()?;
+    let bytes = std::fs::read(&patch).map_err(|e| Error::reading(&patch, &e))?;
     write_atomic(to, |file| file.write_all(&bytes))
 }
 
@@ -36,16 +39,28 @@ pub fn patch_alone(run: &Run, to: &Path, replace: Replace) -> Result<()> {
 /// A weights error when the checkpoint does not hold the values the patch starts from.
 pub fn turn(checkpoint: &str, patch: &Path, direction: Direction, to: &Path, replace: Replace) -> Result<()> {
     check_free(to, replace)?;
+    check_name(to)?;
     let patch_file = Patch::load(patch)?;
     let mut base = base::load(checkpoint)?;
-    patch_file.turn(&mut base, direction).map_err(|e| e.at(patch))?;
+    let hint = match direction {
+        Direction::Apply => format!("name the base that it was made for: `{}`", patch_file.about.base_model),
+        Direction::Revert => "name the checkpoint that it was applied to".into(),
+    };
+    patch_file.turn(&mut base, direction).map_err(|e| e.at(patch).hint(hint))?;
     write(&base, to)
+}
+
+/// Before anything is read: a name that says which container is meant.
+fn check_name(to: &Path) -> Result<()> {
+    match to.extension().and_then(|e| e.to_str()) {
+        Some("safetensors" | "pth" | "pt") => Ok(()),
+        _ => Err(Error::usage("a checkpoint is written as .safetensors or .pth").at(to).hint("give --to such a name")),
+    }
 }
 
 fn write(checkpoint: &Checkpoint, to: &Path) -> Result<()> {
     match to.extension().and_then(|e| e.to_str()) {
         Some("safetensors") => checkpoint::write_safetensors(to, &checkpoint.tensors),
-        Some("pth" | "pt") => crate::model::pth::write(to, &checkpoint.tensors),
-        _ => Err(Error::usage("a checkpoint is written as .safetensors or .pth").at(to).hint("give --to such a name")),
+        _ => crate::model::pth::write(to, &checkpoint.tensors),
     }
 }

@@ -11,3 +11,16 @@ pub mod prompt;
 pub mod score;
 pub mod select;
 pub mod train;
+
+use crate::device::{self, Chosen};
+use crate::error::Result;
+use crate::progress::Progress;
+
+/// The device that is asked for; what `auto` took is said.
+fn device(wanted: &str, progress: &Progress) -> Result<Chosen> {
+    let chosen = device::choose(wanted)?;
+    if wanted == "auto" {
+        progress.line(format!("device       {}", chosen.name));
+    }
+    Ok(chosen)
+}

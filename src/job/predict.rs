@@ -4,7 +4,7 @@ use super::base;
 use super::case::Input;
 use super::prompt::{self, Taken};
 use crate::data::Form;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::image::SliceFrame;
 use crate::io::stem;
 use crate::io::{Replace, check_free, nifti, picture as pictures};
@@ -80,11 +80,14 @@ pub struct Done {
 /// # Errors
 /// A usage error before anything is predicted; after that a job error (exit 1) naming how many inputs failed.
 pub fn run(request: &Request, progress: &Progress) -> Result<(Vec<Done>, Option<Error>)> {
-    let device = crate::device::choose(&request.device)?;
+    if let Some(wrong) = request.threshold.filter(|t| !(0.0..=1.0).contains(t)) {
+        return Err(Error::usage(format!("--threshold is {wrong}: it must lie between 0 and 1")));
+    }
     let jobs = plan(request)?;
     if !request.boxes.is_empty() && request.boxes.len() > 1 {
         return Err(Error::usage("one --box at a time: SAM takes one box per mask"));
     }
+    let device = super::device(&request.device, progress)?;
     let (predictor, threshold, trained_on) = load(request, &device.device, progress)?;
     let volumes = jobs.iter().any(|(input, _)| nifti::is_nifti(input));
     if volumes && trained_on == Some(Form::Pictures) {
@@ -92,8 +95,12 @@ pub fn run(request: &Request, progress: &Progress) -> Result<(Vec<Done>, Option<
     }
     let mut done = Vec::new();
     let mut failed = Vec::new();
+    let mut told = false;
     progress.start("predicting", jobs.len());
     for (n, (input, output)) in jobs.iter().enumerate() {
+        if !told && nifti::is_nifti(input) {
+            told = tell_channel(input, predictor.preprocessing().channel, progress);
+        }
         match one(request, &predictor, threshold, input, output, progress) {
             Ok(case) => {
                 progress.line(format!("{} → {}", case.input, case.mask));
@@ -101,7 +108,8 @@ pub fn run(request: &Request, progress: &Progress) -> Result<(Vec<Done>, Option<
             }
             Err(error) if jobs.len() == 1 => return Err(error),
             Err(error) => {
-                progress.warn(format!("{error}"));
+                let hint = error.hint.as_ref().map(|h| format!("\n  hint: {h}")).unwrap_or_default();
+                progress.warn(format!("{error}{hint}"));
                 failed.push(input.display().to_string());
             }
         }
@@ -115,10 +123,30 @@ pub fn run(request: &Request, progress: &Progress) -> Result<(Vec<Done>, Option<
     Ok((done, error))
 }
 
+/// Says once which channel of a volume with several is looked at. A header that cannot be read is told of later.
+fn tell_channel(input: &Path, channel: usize, progress: &Progress) -> bool {
+    match nifti::read_header(input) {
+        Ok(header) if header.n_channels > 1 => {
+            progress.line(format!(
+                "{}: channel {channel} of {} is taken (counted from 0)",
+                input.display(),
+                header.n_channels
+            ));
+            true
+        }
+        _ => false,
+    }
+}
+
 /// Inputs and where each result goes, checked before the first is read.
 fn plan(request: &Request) -> Result<Vec<(PathBuf, PathBuf)>> {
     let mut jobs = Vec::new();
     let single = request.inputs.len() == 1 && request.inputs[0].is_file();
+    if let Some(out) = request.out.as_ref().filter(|out| !single && (out.is_file() || is_file_name(out))) {
+        return Err(Error::usage("--out names a file, but there are several inputs, or a folder")
+            .at(out)
+            .hint("name a folder"));
+    }
     for input in &request.inputs {
         if input.is_dir() {
             let files = files_of(input)?;
@@ -140,7 +168,10 @@ fn plan(request: &Request) -> Result<Vec<(PathBuf, PathBuf)>> {
                     .hint("segft reads .nii, .nii.gz, .hdr/.img, .jpg, .png, .tif, .bmp"));
             }
             let to = match &request.out {
-                Some(out) if single && is_file_name(out) => out.clone(),
+                Some(out) if single && names_file(out) => {
+                    check_ending(out, form(input))?;
+                    out.clone()
+                }
                 Some(out) => super::case::result_path(out, &stem(input), form(input)),
                 None => {
                     let gz = !input.to_string_lossy().to_lowercase().ends_with(".nii");
@@ -178,6 +209,27 @@ fn plan(request: &Request) -> Result<Vec<(PathBuf, PathBuf)>> {
         }
     }
     Ok(jobs)
+}
+
+/// Whether `--out` of one input is meant as a file: it has an ending, and is no folder.
+fn names_file(out: &Path) -> bool {
+    let folder = out.is_dir() || out.to_string_lossy().ends_with(std::path::MAIN_SEPARATOR);
+    !folder && (out.is_file() || out.extension().is_some())
+}
+
+/// Masks are written in one container each; another name would lie about what is inside.
+fn check_ending(out: &Path, form: Form) -> Result<()> {
+    let name = out.to_string_lossy().to_lowercase();
+    let (fits, expected) = match form {
+        Form::Pictures => (name.ends_with(".png"), "a picture's mask is written as .png"),
+        Form::Volumes => {
+            (name.ends_with(".nii") || name.ends_with(".nii.gz"), "a volume's mask is written as .nii or .nii.gz")
+        }
+    };
+    if fits {
+        return Ok(());
+    }
+    Err(Error::usage(expected).at(out).hint("give --out such a name, or end it with / for a folder"))
 }
 
 /// Whether `--out` names a file rather than a folder.
@@ -254,19 +306,16 @@ fn load(
         let sam = base.into_sam(device);
         return Ok((Predictor::new(&sam, &preprocessing, device), request.threshold.unwrap_or(0.5), None));
     };
-    let patch = Patch::load(&run.patch()).map_err(|e| match e.kind {
-        Kind::Usage => {
-            Error::usage("the run has no patch yet").at(&run.folder).hint("finish it with `segft train --resume`")
-        }
-        _ => e,
-    })?;
+    let patch = Patch::load(&run.existing_patch()?)?;
     progress.line(format!("run {} ({} on {})", run.folder.display(), patch.about.method, patch.about.base_name));
     let mut base = base::load(request.model.as_deref().unwrap_or(&patch.about.base_model)).map_err(|e| {
         let hint = e.hint.clone().unwrap_or_default();
         let sha = crate::tune::selection::short(&patch.about.base_sha256).to_string();
         e.hint(format!("the run needs its base (SHA-256 {sha}…): name it with --model FILE. {hint}"))
     })?;
-    patch.turn(&mut base, Direction::Apply).map_err(|e| e.at(run.patch()))?;
+    progress.detail(format!("base {} (SHA-256 {})", base.origin, base.sha256));
+    let other = |e: Error| e.at(run.patch()).hint("give the base it was trained on with --model");
+    patch.turn(&mut base, Direction::Apply).map_err(other)?;
     let sam = base.into_sam(device);
     let threshold = request.threshold.unwrap_or(patch.about.threshold);
     Ok((Predictor::new(&sam, &patch.about.preprocessing, device), threshold, Some(patch.about.form)))

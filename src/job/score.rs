@@ -7,6 +7,7 @@ use crate::run::Run;
 use crate::score::{self, Options, Report};
 use crate::tune::patch::Patch;
 use rayon::prelude::*;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What is scored.
@@ -51,7 +52,7 @@ fn of_run(run: &Run, options: &Options) -> Result<Report> {
     let text = std::fs::read_to_string(run.metrics()).map_err(|e| Error::reading(run.metrics(), &e))?;
     let metrics: serde_json::Value =
         serde_json::from_str(&text).map_err(|e| Error::data(format!("not a run's metrics: {e}")).at(run.metrics()))?;
-    let preprocessing = Patch::load(&run.patch())?.about.preprocessing;
+    let preprocessing = Patch::load(&run.existing_patch()?)?.about.preprocessing;
     let cases = metrics["metric_per_case"].as_array().cloned().unwrap_or_default();
     let scores: Vec<Result<score::CaseScore>> = cases
         .par_iter()
@@ -74,6 +75,23 @@ fn of_run(run: &Run, options: &Options) -> Result<Report> {
         })
         .collect();
     Report::from_cases(scores.into_iter().collect::<Result<_>>()?, options)
+}
+
+/// What to tell when predictions of merged labels meet references of several: their score says little.
+pub fn warning(report: &Report) -> Option<String> {
+    let classes = |present: &dyn Fn(&score::report::ClassMetrics) -> bool| -> BTreeSet<u16> {
+        let all = report.metric_per_case.iter().flat_map(|case| &case.metrics);
+        all.filter(|(class, metrics)| **class != 0 && present(metrics)).map(|(class, _)| *class).collect()
+    };
+    let (predicted, referenced) = (classes(&|m| m.n_pred > 0), classes(&|m| m.n_ref > 0));
+    (predicted.iter().eq([&1]) && referenced.iter().any(|class| *class != 1)).then(|| {
+        let all: Vec<String> = referenced.iter().map(u16::to_string).collect();
+        format!(
+            "the predictions hold label 1 alone, the references {}: after a training that merged labels, score with \
+             --merge (with the --labels of the training, if it had some)",
+            all.join(", ")
+        )
+    })
 }
 
 fn read(path: &Path) -> Result<Labels> {

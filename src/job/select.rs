@@ -14,6 +14,8 @@ use crate::train::loss::loss;
 use crate::tune::gradients;
 use crate::tune::selection::Selection;
 use burn::tensor::Device;
+use rayon::prelude::*;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// The data request that a configuration makes.
@@ -31,6 +33,65 @@ pub fn request(config: &Config) -> data::Request {
         offline: config.offline,
         allow_leak: config.allow_leak,
     }
+}
+
+/// Finds and divides the data; says before it starts what will be downloaded.
+///
+/// # Errors
+/// As [`data::prepare`].
+pub fn prepare(config: &Config, progress: &Progress) -> Result<Splits> {
+    let request = request(config);
+    if let Some(what) = data::named::download_of(&request) {
+        progress.line(what);
+    }
+    data::prepare(&request)
+}
+
+/// Training cases must hold something to learn. Some of several `--labels` that do not occur are warned of.
+///
+/// # Errors
+/// A data error naming the labels that are there, or saying that every mask is empty.
+pub fn check_foreground(
+    samples: &[Sample],
+    splits: &Splits,
+    preprocessing: &Preprocessing,
+    progress: &Progress,
+) -> Result<()> {
+    let wanted = &preprocessing.labels;
+    if wanted.len() < 2 && samples.iter().any(Sample::has_foreground) {
+        return Ok(());
+    }
+    let seen: Vec<BTreeSet<u16>> = splits
+        .train
+        .par_iter()
+        .map(|case| Ok(batch::read_labels(case, splits.dataset.form)?.voxels.into_iter().collect()))
+        .collect::<Result<_>>()?;
+    let found: BTreeSet<u16> = seen.into_iter().flatten().filter(|v| *v != 0).collect();
+    let list = |labels: &mut dyn Iterator<Item = &u16>| labels.map(u16::to_string).collect::<Vec<_>>().join(", ");
+    let root = &splits.dataset.root;
+    if found.is_empty() {
+        return Err(Error::data(format!("the masks of all {} training cases are empty", splits.train.len()))
+            .at(root)
+            .hint("look at them with `segft data check`; masks are 0 where nothing is"));
+    }
+    let absent: Vec<&u16> = wanted.iter().filter(|label| !found.contains(label)).collect();
+    if !wanted.is_empty() && absent.len() == wanted.len() {
+        return Err(Error::data(format!(
+            "--labels {}: no training case holds such a label; found {}",
+            list(&mut wanted.iter()),
+            list(&mut found.iter())
+        ))
+        .at(root)
+        .hint("name labels that are there"));
+    }
+    if !absent.is_empty() {
+        progress.warn(format!(
+            "--labels {} in no training case; found {}",
+            list(&mut absent.into_iter()),
+            list(&mut found.iter())
+        ));
+    }
+    Ok(())
 }
 
 /// How cases are brought into this network.
@@ -56,8 +117,12 @@ pub fn preprocessing(config: &Config, sam: &SamConfig) -> Result<Preprocessing> 
 /// # Errors
 /// What data, weights and gradients answer.
 pub fn run(config: &Config, to: &Path, progress: &Progress) -> Result<Selection> {
-    let device = crate::device::choose(&config.device)?;
-    let splits = data::prepare(&request(config))?;
+    if !method::find(&config.method)?.needs_gradients() {
+        return Err(Error::usage(format!("method `{}` selects nothing", config.method))
+            .hint("`segft select` is for methods that choose weights, as gps"));
+    }
+    let device = super::device(&config.device, progress)?;
+    let splits = prepare(config, progress)?;
     splits.warnings.iter().for_each(|w| progress.warn(w));
     let checkpoint = base::load(&config.model)?;
     if let Some(warning) = base::warning(&checkpoint) {
@@ -65,6 +130,7 @@ pub fn run(config: &Config, to: &Path, progress: &Progress) -> Result<Selection>
     }
     let preprocessing = preprocessing(config, &checkpoint.config)?;
     let samples = batch::load(&splits.train, splits.dataset.form, &preprocessing)?;
+    check_foreground(&samples, &splits, &preprocessing, progress)?;
     let about = about(&checkpoint);
     let sam = checkpoint.into_sam(&device.device);
     let selection = select(&sam, &about, &samples, &splits, config, progress, &device.device)?;

@@ -52,24 +52,66 @@ pub(super) enum Judge {
 /// # Errors
 /// Exit codes as the contract's table; nothing of a run is lost when it is interrupted.
 pub fn start(config: Config, replace: Replace, progress: &Progress) -> Result<Outcome> {
-    let splits = data::prepare(&select::request(&config))?;
+    // Before the pictures are read: a missing device is known at once.
+    device::choose(&config.device)?;
+    Run::check_free(config.out.as_deref(), replace)?;
+    let splits = select::prepare(&config, progress)?;
     let outcome = begin(config, splits, Judge::Test, replace, progress)?;
-    outcome.run.mark_latest()?;
+    tell_latest(&outcome.run, progress);
     Ok(outcome)
+}
+
+/// The run is whole; that the current folder cannot be written is no reason to fail.
+fn tell_latest(run: &Run, progress: &Progress) {
+    if let Err(error) = run.mark_latest() {
+        progress.warn(format!("{error}: name this run with --run {}", run.folder.display()));
+    }
 }
 
 fn begin(config: Config, splits: Splits, judge: Judge, replace: Replace, progress: &Progress) -> Result<Outcome> {
     // Everything that can be refused is refused before a folder is made.
     let device = device::choose(&config.device)?;
     let base = base::load(&config.model)?;
-    select::preprocessing(&config, &base.config)?;
+    let (config, ready) = Ready::read(config, &splits, &base, progress)?;
     let run = Run::create(config.out.as_deref(), &splits.dataset.name, &config.method, replace)?;
     let lock = run.lock()?;
     let text = config.to_toml()?;
     write_atomic(&run.config(), |to| to.write_all(text.as_bytes()))?;
-    let outcome = Job { config, run, splits, device, judge, progress }.go(base, State::default());
+    let outcome = Job { config, run, splits, device, judge, progress }.go(base, ready, State::default());
     drop(lock);
     outcome
+}
+
+/// What a training reads before its folder is made: a refusal leaves nothing behind.
+struct Ready {
+    preprocessing: Preprocessing,
+    samples: Vec<batch::Sample>,
+    validation: Vec<Reference>,
+    given: Option<Selection>,
+}
+
+impl Ready {
+    /// Reads it, and fills in what the configuration leaves to the method and to a given selection: what is written
+    /// into the run is what was used.
+    fn read(mut config: Config, splits: &Splits, base: &Checkpoint, progress: &Progress) -> Result<(Config, Ready)> {
+        let preprocessing = select::preprocessing(&config, &base.config)?;
+        let method = method::find(&config.method)?;
+        config.lr.get_or_insert_with(|| method.lr());
+        let given = match &config.selection {
+            Some(path) => {
+                let selection = Selection::load(path)?;
+                selection.check(&base.config.specs(), &base.sha256).map_err(|e| e.at(path))?;
+                config.k = selection.k.max(1);
+                Some(selection)
+            }
+            None => None,
+        };
+        let form = splits.dataset.form;
+        let samples = batch::load(&splits.train, form, &preprocessing)?;
+        select::check_foreground(&samples, splits, &preprocessing, progress)?;
+        let validation = Reference::read(&splits.validation, form, &preprocessing)?;
+        Ok((config, Ready { preprocessing, samples, validation, given }))
+    }
 }
 
 /// Goes on where a run was stopped: with the configuration it was started with.
@@ -81,9 +123,9 @@ pub fn resume(run: Run, progress: &Progress) -> Result<Outcome> {
         return Err(Error::usage("the run is complete: nothing to resume").at(run.folder));
     }
     let config = Config::load(&run.config())?;
-    let splits = data::prepare(&select::request(&config))?;
+    let splits = select::prepare(&config, progress)?;
     let outcome = go_on(run, config, splits, Judge::Test, progress)?;
-    outcome.run.mark_latest()?;
+    tell_latest(&outcome.run, progress);
     Ok(outcome)
 }
 
@@ -92,9 +134,12 @@ fn go_on(run: Run, config: Config, splits: Splits, judge: Judge, progress: &Prog
     let device = device::choose(&config.device)?;
     let base = base::load(&config.model)?;
     check_record(&run, &splits, &base.sha256)?;
+    // The run's own selection stands in its folder; the file it came from may be gone.
+    let given = config.selection.clone().filter(|_| !run.selection().is_file());
+    let (config, ready) = Ready::read(Config { selection: given, ..config }, &splits, &base, progress)?;
     let state = if run.state().is_file() { State::load(&run.state())? } else { State::default() };
     progress.line(format!("resuming {} after {} epochs", run.folder.display(), state.epoch));
-    let outcome = Job { config, run, splits, device, judge, progress }.go(base, state);
+    let outcome = Job { config, run, splits, device, judge, progress }.go(base, ready, state);
     drop(lock);
     outcome
 }
@@ -135,23 +180,20 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn go(self, base: Checkpoint, state: State) -> Result<Outcome> {
-        let (config, run, splits, progress) = (&self.config, &self.run, &self.splits, self.progress);
+    fn go(self, base: Checkpoint, ready: Ready, state: State) -> Result<Outcome> {
+        let (config, run, progress) = (&self.config, &self.run, self.progress);
         progress.log_to(&run.log());
         self.introduce(&base);
         self.record(&select::about(&base), None)?;
         let method = method::find(&config.method)?;
-        let preprocessing = select::preprocessing(config, &base.config)?;
-        let samples = batch::load(&splits.train, splits.dataset.form, &preprocessing)?;
-        let validation = Reference::read(&splits.validation, splits.dataset.form, &preprocessing)?;
-
+        let Ready { preprocessing, samples, validation, given } = ready;
         let specs = base.config.specs();
         let (parameters, encoder_parameters) = checkpoint::counts(&specs);
         let about = select::about(&base);
         let before = proof::fingerprints(&base.tensors);
         let mut sam = base.into_sam(&self.device.device);
         let selection = match method.needs_gradients() {
-            true => Some(self.selection(&sam, &about, &samples)?),
+            true => Some(self.selection(&sam, &about, &samples, given)?),
             false => None,
         };
         let plan = method::plan(method, &specs, selection.as_ref().map(|s| &s.chosen), &config.settings());
@@ -198,6 +240,7 @@ impl Job<'_> {
             splits.rule
         ));
         progress.line(format!("base model   {} ({})", base.name, base.origin));
+        progress.detail(format!("base SHA-256 {}", base.sha256));
         splits.warnings.iter().for_each(|w| progress.warn(w));
         if let Some(warning) = base::warning(base) {
             progress.warn(warning);
@@ -220,17 +263,19 @@ impl Job<'_> {
     }
 
     /// The selection of an earlier part of this run, a given one, or a new one.
-    fn selection(&self, sam: &Sam, about: &(String, String), samples: &[batch::Sample]) -> Result<Selection> {
+    fn selection(
+        &self,
+        sam: &Sam,
+        about: &(String, String),
+        samples: &[batch::Sample],
+        given: Option<Selection>,
+    ) -> Result<Selection> {
         let mine = self.run.selection();
         if mine.is_file() {
             return Selection::load(&mine);
         }
-        let selection = match &self.config.selection {
-            Some(path) => {
-                let selection = Selection::load(path)?;
-                selection.check(&sam.config.specs(), &about.1).map_err(|e| e.at(path))?;
-                selection
-            }
+        let selection = match given {
+            Some(selection) => selection,
             None => {
                 select::select(sam, about, samples, &self.splits, &self.config, self.progress, &self.device.device)?
             }

@@ -60,6 +60,39 @@ pub fn write_set(kind: Kind, folder: &Path, seed: u64, count: u64) -> Result<()>
     if std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) || folder.is_file() {
         return Err(Error::usage("already exists").at(folder).hint("choose a folder that is new or empty"));
     }
+    make_set(kind, folder, seed, count)
+}
+
+/// As [`write_set`], in place of a set that was made here before (`--force`).
+///
+/// # Errors
+/// A usage error when the folder holds anything else; the old set then stays, as it does when writing fails.
+pub fn replace_set(kind: Kind, folder: &Path, seed: u64, count: u64) -> Result<()> {
+    let names: Vec<String> = std::fs::read_dir(folder)
+        .map(|d| d.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
+        .unwrap_or_default();
+    if names.is_empty() {
+        return write_set(kind, folder, seed, count);
+    }
+    let ours = |name: &String| ["images", "masks", "labels", TABLE].contains(&name.as_str());
+    if !folder.join(TABLE).is_file() || !names.iter().all(ours) {
+        return Err(Error::usage("this folder holds something that is not a generated set")
+            .at(folder)
+            .hint("choose another --out"));
+    }
+    let failed = |e: std::io::Error| Error::writing(folder, &e);
+    let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let aside = tempfile::Builder::new().prefix(".segft-").tempdir_in(parent).map_err(failed)?;
+    let made = aside.path().join("new");
+    make_set(kind, &made, seed, count)?;
+    std::fs::rename(folder, aside.path().join("old")).map_err(failed)?;
+    std::fs::rename(&made, folder).map_err(failed)
+}
+
+fn make_set(kind: Kind, folder: &Path, seed: u64, count: u64) -> Result<()> {
+    if count == 0 {
+        return Err(Error::usage("a set of 0 cases is no set").hint("--count 1 at least"));
+    }
     let failed = |e: std::io::Error| Error::writing(folder, &e);
     let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).map_err(failed)?;

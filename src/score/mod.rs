@@ -20,7 +20,7 @@ pub mod surface;
 mod table;
 
 pub use counts::Counts;
-pub use options::{Empty, Options, Protocol, Surfaces};
+pub use options::{Empty, LabelUse, Options, Protocol, Surfaces};
 pub use pairs::{Absent, Pair, Pairing};
 pub use report::Report;
 
@@ -123,6 +123,9 @@ pub fn evaluate_pairing(pairing: &Pairing, options: &Options) -> Result<Report> 
     if !pairing.without_prediction.is_empty() {
         for absent in &pairing.without_prediction {
             let mut reference = read(&absent.path)?;
+            if let LabelUse::Merged(labels) = &options.labels {
+                reference = reference.merged(labels);
+            }
             if options.protocol == Protocol::Pranet {
                 pranet::binarise(&mut reference, &absent.path)?;
             }
@@ -185,17 +188,35 @@ impl CaseScore {
 
 fn scored(pairs: &[Pair], options: &Options) -> Result<Vec<CaseScore>> {
     // Collected before the first error is looked for, so that the same error is named on every run.
-    let all: Vec<Result<CaseScore>> = pairs.par_iter().map(|pair| evaluate_pair(pair, options)).collect();
+    let merged = match &options.labels {
+        LabelUse::Classes => None,
+        LabelUse::Merged(labels) => Some((labels.as_slice(), labels_of_predictions(pairs, labels, options))),
+    };
+    let all: Vec<Result<CaseScore>> = pairs.par_iter().map(|pair| evaluate_pair(pair, merged, options)).collect();
     all.into_iter().collect()
 }
 
-fn evaluate_pair(pair: &Pair, options: &Options) -> Result<CaseScore> {
-    let reference = read(&pair.reference)?;
+/// The labels that are foreground in the predictions: those of the references, unless no prediction holds more than
+/// label 1. Those are merged already, and their 1 need not be the references' 1.
+fn labels_of_predictions<'a>(pairs: &[Pair], labels: &'a [u16], options: &Options) -> &'a [u16] {
+    let binary = |pair: &Pair| read(&pair.prediction).is_ok_and(|l| l.voxels.iter().all(|v| *v <= 1));
+    let soft = options.protocol == Protocol::Pranet;
+    if labels.is_empty() || soft || pairs.par_iter().all(binary) { &[] } else { labels }
+}
+
+fn evaluate_pair(pair: &Pair, merged: Option<(&[u16], &[u16])>, options: &Options) -> Result<CaseScore> {
+    let mut reference = read(&pair.reference)?;
+    if let Some((labels, _)) = merged {
+        reference = reference.merged(labels);
+    }
     let mut score = if options.protocol == Protocol::Pranet {
         pranet::evaluate_map(pair, reference, options)
     } else {
-        let prediction = read(&pair.prediction)?;
+        let mut prediction = read(&pair.prediction)?;
         check_is_mask(pair, &reference, &prediction, options)?;
+        if let Some((_, labels)) = merged {
+            prediction = prediction.merged(labels);
+        }
         evaluate_labels(&pair.case, &reference, &prediction, options)
     }
     .map_err(|e| e.at(&pair.prediction))?;

@@ -140,6 +140,16 @@ pub enum Surfaces {
     Skipped,
 }
 
+/// What becomes of labels before anything is counted (`--merge`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum LabelUse {
+    /// Each is a class.
+    #[default]
+    Classes,
+    /// These, or every one but 0 when none is named, are class 1, as `train` merges them.
+    Merged(Vec<u16>),
+}
+
 /// What is scored, and by which rule.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
@@ -153,6 +163,8 @@ pub struct Options {
     pub nsd_tolerance_mm: f64,
     /// The foreground classes; without, those found in any reference or prediction.
     pub classes: Option<BTreeSet<u16>>,
+    /// Whether labels are classes of their own, or one foreground.
+    pub labels: LabelUse,
     /// Seed of the bootstrap.
     pub seed: u64,
     /// Resamples of the bootstrap.
@@ -167,6 +179,7 @@ impl Default for Options {
             surfaces: Surfaces::default(),
             nsd_tolerance_mm: 1.0,
             classes: None,
+            labels: LabelUse::default(),
             seed: 0,
             resamples: 2000,
         }

@@ -70,11 +70,18 @@ pub fn load(cases: &[Case], form: Form, preprocessing: &Preprocessing) -> Result
 /// # Errors
 /// A data error naming the file.
 pub fn read_reference(case: &Case, form: Form, preprocessing: &Preprocessing) -> Result<Labels> {
-    let labels = match form {
-        Form::Pictures => pictures::read_mask(&case.mask)?,
-        Form::Volumes => nifti::read_labels(&case.mask)?,
-    };
-    Ok(preprocessing.foreground(labels))
+    Ok(preprocessing.foreground(read_labels(case, form)?))
+}
+
+/// Reads a case's reference as it is stored.
+///
+/// # Errors
+/// A data error naming the file.
+pub fn read_labels(case: &Case, form: Form) -> Result<Labels> {
+    match form {
+        Form::Pictures => pictures::read_mask(&case.mask),
+        Form::Volumes => nifti::read_labels(&case.mask),
+    }
 }
 
 fn slices(case: &Case, preprocessing: &Preprocessing) -> Result<Vec<Sample>> {
@@ -118,6 +125,11 @@ pub fn sample(picture: &Picture, mask: &Labels, preprocessing: &Preprocessing) -
 }
 
 impl Sample {
+    /// Whether anything is foreground.
+    pub fn has_foreground(&self) -> bool {
+        self.mask.contains(&1)
+    }
+
     /// RGB bytes of `fit.inner` and the mask, varied by what is drawn for this seed, epoch and number.
     pub fn varied(&self, augment: Augment, seed: u64, epoch: u64, number: u64) -> (Vec<u8>, Vec<u8>) {
         match augment {

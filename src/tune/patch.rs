@@ -204,7 +204,7 @@ impl Patch {
                 checkpoint.name,
                 short(&checkpoint.sha256)
             ))
-            .hint("give the base it was trained on with --model"));
+            .hint("give the base that it was made for"));
         }
         for (name, delta) in &self.deltas {
             let tensor = checkpoint.tensors.get(name);
@@ -221,7 +221,69 @@ impl Patch {
     }
 }
 
+/// How two patches differ, weight by weight.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Difference {
+    /// Weights that either patch changes, by name.
+    pub rows: Vec<DifferenceRow>,
+}
+
+/// Values of one weight in two patches.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DifferenceRow {
+    /// Official name.
+    pub weight: String,
+    /// Values that both change.
+    pub both: usize,
+    /// Values that only A changes.
+    pub only_a: usize,
+    /// Values that only B changes.
+    pub only_b: usize,
+    /// Largest difference between trained values that both change; `None` without any.
+    pub largest: Option<f32>,
+}
+
+impl Difference {
+    /// Compares two patches.
+    pub fn of(a: &Patch, b: &Patch) -> Difference {
+        let names: BTreeSet<&String> = a.deltas.keys().chain(b.deltas.keys()).collect();
+        let values = |patch: &Patch, name: &String| patch.deltas.get(name).map(Delta::trained).unwrap_or_default();
+        let rows = names.into_iter().map(|name| {
+            let (x, y) = (values(a, name), values(b, name));
+            let pairs: Vec<f32> = x.iter().filter_map(|(i, v)| Some((v - y.get(i)?).abs())).collect();
+            DifferenceRow {
+                weight: name.clone(),
+                both: pairs.len(),
+                only_a: x.len() - pairs.len(),
+                only_b: y.len() - pairs.len(),
+                largest: pairs.into_iter().reduce(f32::max),
+            }
+        });
+        Difference { rows: rows.collect() }
+    }
+
+    /// All weights together.
+    pub fn total(&self) -> DifferenceRow {
+        let sum = |of: &dyn Fn(&DifferenceRow) -> usize| self.rows.iter().map(of).sum();
+        DifferenceRow {
+            weight: "all".into(),
+            both: sum(&|r| r.both),
+            only_a: sum(&|r| r.only_a),
+            only_b: sum(&|r| r.only_b),
+            largest: self.rows.iter().filter_map(|r| r.largest).reduce(f32::max),
+        }
+    }
+}
+
 impl Delta {
+    /// Trained values by flat index.
+    fn trained(&self) -> BTreeMap<u32, f32> {
+        match self {
+            Delta::Sparse { indices, new, .. } => indices.iter().copied().zip(new.iter().copied()).collect(),
+            Delta::Dense { new, .. } => (0..).zip(new.iter().copied()).collect(),
+        }
+    }
+
     /// Number of changed values.
     pub fn len(&self) -> usize {
         match self {

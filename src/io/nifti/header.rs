@@ -41,6 +41,8 @@ enum Version {
 pub struct Template {
     version: Version,
     pub(super) shape: [usize; 3],
+    /// Axes that the file has: a 2-D picture comes back as one.
+    n_axes: usize,
     /// The sign of the third axis in the quaternion form, then the three spacings.
     pixdim: [f64; 4],
     units: u8,
@@ -217,6 +219,7 @@ impl Template {
         Template {
             version: if grid.shape.iter().any(|n| *n > i16::MAX as usize) { Version::Two } else { Version::One },
             shape: grid.shape,
+            n_axes: 3,
             pixdim: [1.0, grid.spacing_mm[0], grid.spacing_mm[1], grid.spacing_mm[2]],
             units: 2,
             qform_code: 0,
@@ -245,6 +248,7 @@ impl Template {
         Ok(Template {
             version: fields.version,
             shape,
+            n_axes: n_axes.clamp(1, 3),
             pixdim,
             units: fields.bytes[at.units + if fields.version == Version::Two && fields.big { 3 } else { 0 }],
             qform_code,
@@ -297,7 +301,7 @@ impl Template {
         ]
     }
 
-    /// The clean little-endian header of a 3-D single file on this grid, up to the first voxel.
+    /// The clean little-endian header of a single file of at most three axes on this grid, up to the first voxel.
     pub(super) fn header(&self, dtype: Dtype) -> Vec<u8> {
         let at = if self.version == Version::One { &ONE } else { &TWO };
         let size: usize = if self.version == Version::One { 348 } else { 540 };
@@ -307,7 +311,7 @@ impl Template {
         put(0, &(size as i32).to_le_bytes());
         put(at.datatype, &dtype.code().to_le_bytes());
         put(at.bitpix, &(8 * dtype.size() as i16).to_le_bytes());
-        let dims = [3, self.shape[0], self.shape[1], self.shape[2], 1, 1, 1, 1];
+        let dims = [self.n_axes, self.shape[0], self.shape[1], self.shape[2], 1, 1, 1, 1];
         let mut pixdim = [1.0; 8];
         pixdim[..4].copy_from_slice(&self.pixdim);
         let reals = [

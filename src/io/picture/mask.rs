@@ -11,6 +11,9 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
+/// Between the largest and the smallest channel of a pixel, what JPEG may make of grey.
+const MOST_CHROMA_NOISE: u8 = 40;
+
 /// Reads a 2-D mask as labels: JPEG above 127 is 1; PNG, TIFF or BMP whose only non-zero value is 255 or 65535, that
 /// is 1; otherwise values (palette indices of a PNG, too) are labels.
 ///
@@ -21,7 +24,9 @@ pub fn read_mask(path: &Path) -> Result<Labels> {
     let ([width, height], values) = match format {
         ImageFormat::Png => png_values(path)?,
         ImageFormat::Jpeg => {
-            let grey = DynamicImage::from_decoder(decoder).map_err(|e| broken(path, &e))?.into_luma8();
+            let image = DynamicImage::from_decoder(decoder).map_err(|e| broken(path, &e))?;
+            check_grey(&image, path)?;
+            let grey = image.into_luma8();
             ([grey.width(), grey.height()], grey.into_raw().into_iter().map(|v| u16::from(v > 127)).collect())
         }
         _ => {
@@ -47,6 +52,23 @@ pub fn read_mask(path: &Path) -> Result<Labels> {
     upright.apply_orientation(orientation);
     let grid = Grid::picture(upright.width() as usize, upright.height() as usize);
     Ok(Labels { grid, voxels: upright.into_luma16().into_raw() })
+}
+
+/// Refuses a JPEG that is a colour picture: cut at its middle grey it would quietly be some mask.
+fn check_grey(image: &DynamicImage, path: &Path) -> Result<()> {
+    let Some(rgb) = image.as_rgb8() else { return Ok(()) };
+    let coloured = |p: &image::Rgb<u8>| p.0.iter().max().zip(p.0.iter().min()).map_or(0, |(a, b)| a - b);
+    let n = rgb.pixels().filter(|p| coloured(p) > MOST_CHROMA_NOISE).count();
+    let all = rgb.pixels().len();
+    // One pixel in a hundred: the edges of a mask that was stored with coarse colour.
+    if 100 * n > all {
+        return Err(Error::data(format!(
+            "coloured mask: {n} of {all} pixels are coloured, and colours do not say which class they are"
+        ))
+        .at(path)
+        .hint("is this the picture instead of its mask? Save the mask as PNG with one channel, or as a grey JPEG"));
+    }
+    Ok(())
 }
 
 /// The stored samples of a PNG, one a pixel, in storage orientation: palette indices and small greys as they are.
@@ -177,5 +199,15 @@ pub(super) mod tests {
         let expected: Vec<u16> = (0..64).map(|n| u16::from(n % 8 >= 4)).collect();
         assert_eq!(read_mask(&path).unwrap().voxels, expected);
         assert_eq!(picture_facts(&path).unwrap().labels, None);
+        // The same grey stored as RGB is a mask; a picture in colours is none.
+        let rgb: Vec<u8> = grey.iter().flat_map(|v| [*v; 3]).collect();
+        let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(File::create(&path).unwrap(), 60);
+        encoder.write_image(&rgb, 8, 8, ExtendedColorType::Rgb8).unwrap();
+        assert_eq!(read_mask(&path).unwrap().voxels, expected);
+        let red: Vec<u8> = grey.iter().flat_map(|v| [*v, v / 3, v / 4]).collect();
+        let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(File::create(&path).unwrap(), 90);
+        encoder.write_image(&red, 8, 8, ExtendedColorType::Rgb8).unwrap();
+        let error = read_mask(&path).unwrap_err();
+        assert!(error.kind.exit_code() == 3 && error.message.contains("64 of 64"), "{error}");
     }
 }

@@ -115,9 +115,20 @@ impl SamConfig {
     /// # Errors
     /// A weights error naming the first tensor without which the shapes cannot be read.
     pub fn from_shapes(shapes: &BTreeMap<String, Vec<usize>>) -> Result<SamConfig> {
+        let found = || match shapes.len() {
+            0 => "the file holds no tensor".to_string(),
+            n => {
+                let first: Vec<String> = shapes.keys().take(2).map(|name| format!("`{name}`")).collect();
+                format!("the file holds {n} others, as {}", first.join(" and "))
+            }
+        };
         let dim = |name: &str, axis: usize| -> Result<usize> {
             shapes.get(name).and_then(|s| s.get(axis)).copied().filter(|n| *n > 0).ok_or_else(|| {
-                Error::weights(format!("not a SAM checkpoint: no tensor `{name}` with {} axes", axis + 1)).hint(
+                let what = match shapes.get(name) {
+                    Some(shape) => format!("`{name}` has the shape {shape:?}"),
+                    None => format!("no tensor `{name}`; {}", found()),
+                };
+                Error::weights(format!("not a SAM: {what}")).hint(
                     "expected the official names, as `image_encoder.patch_embed.proj.weight`; see `segft info FILE`",
                 )
             })
