@@ -419,7 +419,7 @@ pub(super) struct Common {
     #[arg(long, help_heading = "Data")]
     #[serde(serialize_with = "if_set")]
     allow_leak: bool,
-    /// tiny, sam_vit_b, sam_vit_l, sam_vit_h, medsam_vit_b, or a checkpoint file [default: tiny]
+    /// tiny, tiny-random, sam_vit_b, sam_vit_l, sam_vit_h, medsam_vit_b, or a checkpoint file [default: tiny]
     #[arg(long, value_name = "NAME|FILE", help_heading = "Model and method")]
     model: Option<String>,
     /// Weights selected per output neuron [default: 1]

@@ -5,22 +5,34 @@ use crate::model::SamConfig;
 use crate::model::checkpoint::{self, Checkpoint};
 use std::path::{Path, PathBuf};
 
-/// Seed of the initialisation of `tiny` while it has no pretrained weights. Part of what a patch is made for.
-const TINY_SEED: u64 = 0;
+/// Where the weights of a named model are.
+enum Place {
+    /// Compiled in.
+    Embedded(&'static [u8]),
+    /// Drawn from this seed: what a comparison with "no pretraining" starts from. Part of what a patch is made for.
+    Random(u64),
+    /// A file of this name under `<cache>/weights`.
+    Cached(&'static str),
+}
 
-/// Names that `--model` knows, and the file each is kept in under `<cache>/weights`.
-const NAMED: [(&str, Option<&str>); 5] = [
-    ("tiny", None),
-    ("sam_vit_b", Some("sam_vit_b_01ec64.pth")),
-    ("sam_vit_l", Some("sam_vit_l_0b3195.pth")),
-    ("sam_vit_h", Some("sam_vit_h_4b8939.pth")),
-    ("medsam_vit_b", Some("medsam_vit_b.pth")),
+/// Names that `--model` knows.
+static NAMED: [(&str, Place); 6] = [
+    ("tiny", Place::Embedded(include_bytes!("../../models/tiny.safetensors"))),
+    ("tiny-random", Place::Random(0)),
+    ("sam_vit_b", Place::Cached("sam_vit_b_01ec64.pth")),
+    ("sam_vit_l", Place::Cached("sam_vit_l_0b3195.pth")),
+    ("sam_vit_h", Place::Cached("sam_vit_h_4b8939.pth")),
+    ("medsam_vit_b", Place::Cached("medsam_vit_b.pth")),
 ];
 
 /// Named weights, and whether they are in the cache: for `doctor`.
 pub fn cached() -> Vec<(&'static str, bool)> {
     let weights = cache().join("weights");
-    NAMED.iter().filter_map(|(name, file)| Some((*name, weights.join((*file)?).is_file()))).collect()
+    let file = |(name, place): &(&'static str, Place)| match place {
+        Place::Cached(file) => Some((*name, weights.join(file).is_file())),
+        _ => None,
+    };
+    NAMED.iter().filter_map(file).collect()
 }
 
 /// Loads a base model by name or file.
@@ -31,8 +43,9 @@ pub fn cached() -> Vec<(&'static str, bool)> {
 pub fn load(model: &str) -> Result<Checkpoint> {
     let path = Path::new(model);
     match NAMED.iter().find(|(name, _)| *name == model) {
-        Some((name, None)) => Ok(checkpoint::random(name, SamConfig::tiny(), TINY_SEED)),
-        Some((name, Some(file))) => {
+        Some((name, Place::Embedded(bytes))) => checkpoint::embedded(name, bytes),
+        Some((name, Place::Random(seed))) => Ok(checkpoint::random(name, SamConfig::tiny(), *seed)),
+        Some((name, Place::Cached(file))) => {
             let path = cache().join("weights").join(file);
             if !path.is_file() {
                 // Some have no address: then the file must be at hand.
@@ -62,9 +75,9 @@ pub fn load(model: &str) -> Result<Checkpoint> {
 
 /// What to tell the user about where the weights come from, if it matters.
 pub fn warning(base: &Checkpoint) -> Option<String> {
-    base.origin.starts_with("random").then(|| {
-        format!("`{}` starts from a {}: it is not pretrained yet, expect modest scores", base.name, base.origin)
-    })
+    base.origin
+        .starts_with("random")
+        .then(|| format!("`{}` starts from a {}: nothing is pretrained, expect modest scores", base.name, base.origin))
 }
 
 /// Where fetched and generated files are kept: `SEGFT_CACHE`, else the user's cache folder.
