@@ -3,7 +3,8 @@
 
 mod common;
 
-use common::{command, discs, fails, ok, small_checkpoint};
+use common::{command, discs, fails, ok, small_checkpoint, small_config};
+use segft::model::checkpoint;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -191,6 +192,37 @@ fn what_makes_no_sense_is_refused_before_anything_is_made() {
         assert_eq!((code, error.contains(words)), (2, true), "{more:?}: {error}");
     }
     assert!(!at.join("out").exists());
+}
+
+#[test]
+fn a_row_may_have_a_base_of_its_own_and_one_size_may_tune_for_all() {
+    let folder = workplace();
+    let at = folder.path();
+    let other = checkpoint::random("other", small_config(), 4);
+    checkpoint::write_safetensors(&at.join("other.safetensors"), &other.tensors).unwrap();
+    let rows = "gps,gps@other.safetensors";
+    let more = ["--methods", rows, "--sizes", "6,10", "--trials-at", "6", "--seeds", "1"];
+    let text = ok(at, &arguments("held-out", "out", &more));
+    assert!(text.contains("with 6 cases for all sizes"), "{text}");
+    let names = |folder: &str| files(&at.join("out").join(folder)).into_keys().collect::<Vec<_>>();
+    let own = "gps@other.safetensors";
+    assert_eq!(
+        names("trials"),
+        ["gps-6-1.json", "gps-6-3.json", &format!("{own}-6-1.json"), &format!("{own}-6-3.json")]
+    );
+    let cells = ["gps-10-5", "gps-6-5", &format!("{own}-10-5"), &format!("{own}-6-5")];
+    assert_eq!(names("cells"), cells.map(|c| format!("{c}.json")));
+    let [base, own] = ["gps", own].map(|row| json(&at.join(format!("out/cells/{row}-10-5.json"))));
+    assert_ne!((&base["base_sha256"], &base["cases"]), (&own["base_sha256"], &own["cases"]));
+
+    // The same training by itself selects anew and ends at the same scores.
+    let lr = own["lr"].to_string();
+    let alone =
+        "train --dataset discs --test held-out --model other.safetensors --sizes 10 --steps 3 --threads 2 --seed 5";
+    let mut alone: Vec<&str> = alone.split(' ').collect();
+    alone.extend(["--lr", &lr, "--out", "alone"]);
+    ok(at, &alone);
+    assert_eq!(json(&at.join("alone/metrics.json"))["mDice"], own["mDice"]);
 }
 
 #[cfg(unix)]

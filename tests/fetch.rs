@@ -189,8 +189,8 @@ fn weights_must_be_those_of_their_name() {
     std::fs::write(at.join("run.sh"), "#!/bin/sh\n").unwrap();
     small_checkpoint(&at.join("small.safetensors"));
     for (arguments, code, word) in [
-        (&["fetch", "sam_vit_l", "--from", "run.sh"][..], 3, "not a checkpoint"),
-        (&["fetch", "sam_vit_l", "--from", "small.safetensors"], 3, "not of `sam_vit_l`"),
+        (&["fetch", "medsam_vit_b", "--from", "run.sh"][..], 3, "not a checkpoint"),
+        (&["fetch", "sam_vit_l", "--from", "small.safetensors"], 3, "expected 0b319550"),
         (&["fetch", "sam_vit_b", "--from", "small.safetensors"], 3, "ec2df627"),
         (&["fetch", "medsam_vit_b", "--from", "small.safetensors"], 3, "not of `medsam_vit_b`"),
         (&["fetch", "medsam_vit_b"], 3, "segft fetch medsam_vit_b --from FILE"),

@@ -324,7 +324,7 @@ pub(super) struct Select {
 /// Methods side by side on one protocol: a table, cell by cell.
 #[derive(Args, Debug)]
 pub(super) struct Compare {
-    /// The methods; every other one is compared with the first
+    /// The methods, each also as METHOD@MODEL; every other one is compared with the first
     #[arg(long, value_delimiter = ',', required = true, help_heading = "Comparison")]
     methods: Vec<String>,
     /// Trainings of each method at each size, with seeds from --seed on; the split stays
@@ -339,6 +339,9 @@ pub(super) struct Compare {
     /// Trials: multiples of each method's own learning rate, judged on validation
     #[arg(long, value_delimiter = ',', default_value = "0.33,1,3", help_heading = "Comparison")]
     lrs: Vec<f64>,
+    /// Try them at this size only, for all sizes [default: each size by itself]
+    #[arg(long, value_name = "SIZE", help_heading = "Comparison")]
+    trials_at: Option<Size>,
     /// The folder of the results; what is there is not made again [default: compare/<dataset>]
     #[arg(long, value_name = "DIR", help_heading = "Comparison")]
     pub out: Option<PathBuf>,
@@ -354,8 +357,8 @@ pub(super) struct Compare {
 
 impl Compare {
     pub(super) fn request(&self, config: Config) -> crate::error::Result<crate::job::compare::Request> {
-        let Compare { methods, seeds, sizes, lrs, .. } = self;
-        crate::job::compare::Request::new(config, methods.clone(), *seeds, sizes.clone(), lrs.clone())
+        let Compare { methods, seeds, sizes, lrs, trials_at, .. } = self;
+        crate::job::compare::Request::new(config, methods.clone(), *seeds, sizes.clone(), lrs.clone(), *trials_at)
     }
 }
 

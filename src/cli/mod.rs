@@ -289,12 +289,17 @@ fn written(path: &Path, answer: &dyn Fn(Value, String) -> Result<()>) -> Result<
 type Answer<'a> = &'a dyn Fn(Value, String) -> Result<()>;
 
 fn fetch(flags: &flags::Fetch, replace: Replace, progress: &Progress, answer: Answer) -> Result<()> {
-    use data::fetch::{ITEMS, Item, Network, fetch};
+    use data::fetch::{Hash, ITEMS, Item, Network, fetch};
     let cache = job::base::cache();
     let Some(name) = &flags.name else {
         let rows = ITEMS.iter().map(|i| {
-            json!({"name": i.name, "what": i.what, "mib": i.mib, "licence": i.licence, "url": i.url, "sha256": i.sha256,
-                "cached": i.place(&cache).exists()})
+            let (sha256, md5) = match i.hash {
+                Some(Hash::Sha256(hash)) => (Some(hash), None),
+                Some(Hash::Md5(hash)) => (None, Some(hash)),
+                None => (None, None),
+            };
+            json!({"name": i.name, "what": i.what, "mib": i.mib, "licence": i.licence, "url": i.url, "sha256": sha256,
+                "md5": md5, "cached": i.place(&cache).exists()})
         });
         let line = |i: &Item| {
             let here = if i.place(&cache).exists() { "in the cache" } else { "" };

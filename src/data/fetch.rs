@@ -10,7 +10,7 @@ use super::named::KVASIR_URL;
 use crate::error::{Error, Result, nearest};
 use crate::io::{Replace, write_atomic};
 use crate::model::SamConfig;
-use crate::model::checkpoint::{self, file_sha256};
+use crate::model::checkpoint::{self, file_md5, file_sha256};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -36,10 +36,19 @@ pub struct Item {
     pub mib: u64,
     /// Under which licence.
     pub licence: &'static str,
-    /// Published SHA-256, where there is one.
-    pub sha256: Option<&'static str>,
+    /// What its publisher says, where he does.
+    pub hash: Option<Hash>,
     /// What becomes of the file.
     pub kind: Kind,
+}
+
+/// A published hash of a whole file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hash {
+    /// In hexadecimal.
+    Sha256(&'static str),
+    /// In hexadecimal. Against damage, not against malice: for files of which nothing better is published.
+    Md5(&'static str),
 }
 
 /// What becomes of a fetched file.
@@ -54,11 +63,11 @@ pub enum Kind {
 /// Everything that can be fetched, one line each.
 #[rustfmt::skip]
 pub const ITEMS: [Item; 5] = [
-    Item { name: "polyp", what: "Kvasir-SEG, 1,000 polyp pictures with masks", url: Some(KVASIR_URL), file: "kvasir-seg.zip", mib: 46, licence: "research and education only", sha256: None, kind: Kind::Archive },
-    Item { name: "sam_vit_b", what: "SAM ViT-B", url: Some("https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth"), file: "sam_vit_b_01ec64.pth", mib: 358, licence: "Apache-2.0", sha256: Some("ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"), kind: Kind::Weights },
-    Item { name: "sam_vit_l", what: "SAM ViT-L", url: Some("https://dl.fbaipublicfiles.com/segment_anything/sam_vit_l_0b3195.pth"), file: "sam_vit_l_0b3195.pth", mib: 1191, licence: "Apache-2.0", sha256: None, kind: Kind::Weights },
-    Item { name: "sam_vit_h", what: "SAM ViT-H", url: Some("https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth"), file: "sam_vit_h_4b8939.pth", mib: 2445, licence: "Apache-2.0", sha256: None, kind: Kind::Weights },
-    Item { name: "medsam_vit_b", what: "MedSAM ViT-B; with --from alone", url: None, file: "medsam_vit_b.pth", mib: 358, licence: "Apache-2.0", sha256: None, kind: Kind::Weights },
+    Item { name: "polyp", what: "Kvasir-SEG, 1,000 polyp pictures with masks", url: Some(KVASIR_URL), file: "kvasir-seg.zip", mib: 46, licence: "research and education only", hash: None, kind: Kind::Archive },
+    Item { name: "sam_vit_b", what: "SAM ViT-B", url: Some("https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth"), file: "sam_vit_b_01ec64.pth", mib: 358, licence: "Apache-2.0", hash: Some(Hash::Sha256("ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912")), kind: Kind::Weights },
+    Item { name: "sam_vit_l", what: "SAM ViT-L", url: Some("https://dl.fbaipublicfiles.com/segment_anything/sam_vit_l_0b3195.pth"), file: "sam_vit_l_0b3195.pth", mib: 1191, licence: "Apache-2.0", hash: Some(Hash::Md5("0b3195507c641ddb6910d2bb5adee89c")), kind: Kind::Weights },
+    Item { name: "sam_vit_h", what: "SAM ViT-H", url: Some("https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth"), file: "sam_vit_h_4b8939.pth", mib: 2445, licence: "Apache-2.0", hash: Some(Hash::Md5("4b8939a88964f0f4ff5f5b2642c598a6")), kind: Kind::Weights },
+    Item { name: "medsam_vit_b", what: "MedSAM ViT-B; with --from alone", url: None, file: "medsam_vit_b.pth", mib: 358, licence: "Apache-2.0", hash: None, kind: Kind::Weights },
 ];
 
 /// Whether the network may be used.
@@ -168,13 +177,16 @@ fn downloaded(
 
 /// Checks a file, puts it where it belongs, and only then records the hash of a first one.
 fn take(item: &Item, file: &Path, place: &Path, cache: &Path, replace: Replace) -> Result<()> {
-    let digest = file_sha256(file)?;
+    let digest = match item.hash {
+        Some(Hash::Md5(_)) => file_md5(file)?,
+        _ => file_sha256(file)?,
+    };
     check_hash(item, &digest, cache, replace).map_err(|e| e.at(file))?;
     if item.kind == Kind::Weights {
         check_weights(item, file)?;
     }
     settle(item, file, place)?;
-    match item.sha256 {
+    match item.hash {
         Some(_) => Ok(()),
         None => record_hash(item, &digest, cache),
     }
@@ -197,13 +209,13 @@ fn without_network(item: &Item, place: &Path, cause: Error) -> Error {
 /// Compares with the published hash, else with the one recorded at the first download. A recorded one gives way to
 /// `--force`: the user then says that the other file is meant.
 fn check_hash(item: &Item, digest: &str, cache: &Path, replace: Replace) -> Result<()> {
-    let wrong = |expected: &str| Error::data(format!("SHA-256 is {digest}, expected {expected}"));
+    let wrong = |kind: &str, expected: &str| Error::data(format!("{kind} is {digest}, expected {expected}"));
     let recorded = || known_hashes(cache).get(item.name).and_then(|v| v.as_str()).map(String::from);
-    match (item.sha256, recorded()) {
-        (Some(published), _) if published != digest => {
-            Err(wrong(published).hint("the file is damaged or another one: fetch it again"))
-        }
-        (None, Some(recorded)) if recorded != digest && replace == Replace::Never => Err(wrong(&recorded).hint(
+    let another = "the file is damaged or another one: fetch it again";
+    match (item.hash, recorded()) {
+        (Some(Hash::Sha256(published)), _) if published != digest => Err(wrong("SHA-256", published).hint(another)),
+        (Some(Hash::Md5(published)), _) if published != digest => Err(wrong("MD5", published).hint(another)),
+        (None, Some(recorded)) if recorded != digest && replace == Replace::Never => Err(wrong("SHA-256", &recorded).hint(
             "it is not the file that was fetched first (see hashes.toml in the cache); take it all the same with --force",
         )),
         _ => Ok(()),

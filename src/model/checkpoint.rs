@@ -177,8 +177,20 @@ pub fn write_safetensors(path: &Path, tensors: &BTreeMap<String, HostTensor>) ->
 /// # Errors
 /// When the file cannot be read.
 pub fn file_sha256(path: &Path) -> Result<String> {
+    file_digest::<Sha256>(path)
+}
+
+/// MD5 of a file, in hexadecimal.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn file_md5(path: &Path) -> Result<String> {
+    file_digest::<md5::Md5>(path)
+}
+
+fn file_digest<D: Digest>(path: &Path) -> Result<String> {
     let mut file = std::fs::File::open(path).map_err(|e| Error::reading(path, &e))?;
-    let mut hash = Sha256::new();
+    let mut hash = D::new();
     let mut buffer = vec![0u8; 1 << 20];
     loop {
         match file.read(&mut buffer).map_err(|e| Error::reading(path, &e))? {

@@ -21,6 +21,9 @@ pub(super) struct Setup {
     /// The multiples that were tried to choose it; none in a trial.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lrs: Vec<f64>,
+    /// The only size they were tried at; the cell's own by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tuned_at: Option<Size>,
     pub steps: usize,
     pub split_seed: u64,
     pub base_sha256: String,
@@ -157,6 +160,7 @@ mod tests {
             lr: 0.00066,
             lr_multiple: 0.33,
             lrs: vec![0.33, 1.0],
+            tuned_at: None,
             steps: 300,
             split_seed: 0,
             base_sha256: "aa".into(),

@@ -1,9 +1,12 @@
 //! `compare`: methods × sizes × seeds on one protocol, a fixed number of steps each, a small JSON file a cell.
 //!
-//! For each method and size the learning rate is chosen by trials, the same number for every method, on the validation
-//! side of the training set. Then each seed trains once with it, and the test set is read once for that cell. The first
+//! A row is a method, or a method on a base of its own (`gps@tiny-random`). For each row and size (or at one size for
+//! all) the learning rate is chosen by trials, the same number for every row, on the validation side of the training
+//! set. Then each seed trains once with it, and the test set is read once for that cell. The first
 //! seed trains again with twice the steps, judged on validation: a method and size whose mDice still moves is not
 //! converged, and says nothing about the method. (Only the first seed: asking all would double the whole comparison.)
+//!
+//! A selection depends on base and training cases alone, so the trainings of a row and size share it.
 //!
 //! Files that are there are not made again, so a stopped comparison goes on with the same command.
 
@@ -18,12 +21,16 @@ use crate::device::forget_peak;
 use crate::error::{Error, Kind, Result};
 use crate::io::Replace;
 use crate::method;
+use crate::model::checkpoint::hex;
 use crate::progress::Progress;
 use crate::run::Run;
 use crate::score::report::CaseMetrics;
+use crate::tune::selection::Selection;
 use cell::{Cell, Setup, Trial};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -93,12 +100,20 @@ impl TryFrom<String> for Size {
     }
 }
 
+/// A row's method, and its base where it has one of its own.
+fn row(name: &str) -> (&str, Option<&str>) {
+    name.split_once('@').map_or((name, None), |(method, model)| (method, Some(model)))
+}
+
 /// What is compared.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// What every training shares.
     config: Config,
+    /// Rows: `METHOD` or `METHOD@MODEL`.
     methods: Vec<String>,
+    /// The only size that learning rates are tried at; each at its own by default.
+    tuned_at: Option<Size>,
     sizes: Vec<Size>,
     seeds: Vec<u64>,
     steps: usize,
@@ -112,8 +127,15 @@ impl Request {
     ///
     /// # Errors
     /// A usage error for unknown methods, for what is named twice, and for keys that have no place in a comparison.
-    pub fn new(config: Config, methods: Vec<String>, seeds: u64, sizes: Vec<Size>, lrs: Vec<f64>) -> Result<Request> {
-        methods.iter().try_for_each(|name| method::find(name).map(|_| ()))?;
+    pub fn new(
+        config: Config,
+        methods: Vec<String>,
+        seeds: u64,
+        sizes: Vec<Size>,
+        lrs: Vec<f64>,
+        tuned_at: Option<Size>,
+    ) -> Result<Request> {
+        methods.iter().try_for_each(|name| method::find(row(name).0).map(|_| ()))?;
         for (key, set) in [
             ("minutes", config.minutes.is_some()),
             ("lr", config.lr.is_some()),
@@ -142,19 +164,23 @@ impl Request {
         let out = config.out.clone().unwrap_or_else(|| Path::new("compare").join(name));
         let seeds = (0..seeds).map(|i| config.seed.wrapping_add(i)).collect();
         let steps = config.steps.unwrap_or(STEPS);
-        Ok(Request { config, methods, sizes, seeds, steps, lrs, out })
+        Ok(Request { config, methods, tuned_at, sizes, seeds, steps, lrs, out })
     }
 
     fn trial_file(&self, method: &str, size: Size, lr_multiple: f64) -> PathBuf {
-        self.out.join("trials").join(format!("{method}-{size}-{lr_multiple}.json"))
+        self.out.join("trials").join(format!("{}-{size}-{lr_multiple}.json", file_name(method)))
     }
 
     fn cell_file(&self, method: &str, size: Size, seed: u64) -> PathBuf {
-        self.out.join("cells").join(format!("{method}-{size}-{seed}.json"))
+        self.out.join("cells").join(format!("{}-{size}-{seed}.json", file_name(method)))
     }
 
     fn runs(&self) -> PathBuf {
         self.out.join("runs")
+    }
+
+    fn selections(&self) -> PathBuf {
+        self.runs().join("selections")
     }
 
     fn split_seed(&self) -> u64 {
@@ -185,8 +211,10 @@ impl Request {
 
     /// The configuration of one training.
     fn training(&self, setup: &Setup, folder: PathBuf) -> Config {
+        let (method, model) = row(&setup.method);
         Config {
-            method: setup.method.clone(),
+            method: method.to_string(),
+            model: model.unwrap_or(&self.config.model).to_string(),
             sizes: setup.size.cases(),
             steps: Some(setup.steps),
             lr: Some(setup.lr),
@@ -196,6 +224,11 @@ impl Request {
             ..self.config.clone()
         }
     }
+}
+
+/// A row's name as part of a file's: a base may be a path.
+fn file_name(row: &str) -> String {
+    row.replace(['/', '\\'], "_")
 }
 
 /// The cases of one size.
@@ -222,18 +255,24 @@ struct Chosen {
 /// asked to stop: all that is done is kept, and the same call goes on.
 pub fn fill(request: &Request, replace: Replace, progress: &Progress) -> Result<()> {
     let stop = train::stop_flag()?;
-    let base = base::load(&request.config.model)?;
-    select::preprocessing(&request.config, &base.config)?;
-    let work = Work { request, base_sha256: base.sha256, replace, progress, stop };
+    let mut bases = BTreeMap::new();
+    for name in &request.methods {
+        let base = base::load(row(name).1.unwrap_or(&request.config.model))?;
+        select::preprocessing(&request.config, &base.config)?;
+        bases.insert(name.clone(), base.sha256);
+    }
+    let work = Work { request, bases, replace, progress, stop };
     let sides = request.sizes.iter().map(|size| work.sides(*size)).collect::<Result<Vec<_>>>()?;
-    sides.iter().try_for_each(|sides| work.check(sides))?;
+    let tuned = request.tuned_at.map(|size| work.sides(size)).transpose()?;
+    sides.iter().try_for_each(|sides| work.check(sides, tuned.as_ref().unwrap_or(sides)))?;
     for folder in ["trials", "cells", "runs"].map(|name| request.out.join(name)) {
         std::fs::create_dir_all(&folder).map_err(|e| Error::writing(&folder, &e))?;
     }
     let lock = Run { folder: request.runs() }.lock()?;
-    sides.iter().try_for_each(|sides| work.fill(sides))?;
+    sides.iter().try_for_each(|sides| work.fill(sides, tuned.as_ref().unwrap_or(sides)))?;
     drop(lock);
     // Stays when something else is in there, such as a training of another call that was stopped.
+    let _ = std::fs::remove_dir_all(request.selections());
     let _ = std::fs::remove_file(request.runs().join(".lock"));
     let _ = std::fs::remove_dir(request.runs());
     Ok(())
@@ -241,7 +280,8 @@ pub fn fill(request: &Request, replace: Replace, progress: &Progress) -> Result<
 
 struct Work<'a> {
     request: &'a Request,
-    base_sha256: String,
+    /// SHA-256 of each row's base.
+    bases: BTreeMap<String, String>,
     replace: Replace,
     progress: &'a Progress,
     stop: Arc<AtomicBool>,
@@ -266,9 +306,10 @@ impl Work<'_> {
             lr: 0.0,
             lr_multiple: 0.0,
             lrs: Vec::new(),
+            tuned_at: None,
             steps: self.request.steps,
             split_seed: self.request.split_seed(),
-            base_sha256: self.base_sha256.clone(),
+            base_sha256: self.bases[method].clone(),
             data_hash,
             options: self.request.options()?,
         })
@@ -276,20 +317,21 @@ impl Work<'_> {
 
     fn trial_setup(&self, method: &str, sides: &Sides, lr_multiple: f64) -> Result<Setup> {
         let setup = self.setup(method, sides.size, self.request.config.seed, sides.learning_hash.clone())?;
-        Ok(Setup { lr: lr_multiple * method::find(method)?.lr(), lr_multiple, ..setup })
+        Ok(Setup { lr: lr_multiple * method::find(row(method).0)?.lr(), lr_multiple, ..setup })
     }
 
     fn cell_setup(&self, method: &str, sides: &Sides, seed: u64, lr: f64, lr_multiple: f64) -> Result<Setup> {
         let setup = self.setup(method, sides.size, seed, sides.data_hash.clone())?;
-        Ok(Setup { lr, lr_multiple, lrs: self.request.lrs.clone(), ..setup })
+        let tuned_at = self.request.tuned_at;
+        Ok(Setup { lr, lr_multiple, lrs: self.request.lrs.clone(), tuned_at, ..setup })
     }
 
     /// Refuses files of other settings before anything is trained.
-    fn check(&self, sides: &Sides) -> Result<()> {
+    fn check(&self, sides: &Sides, tuned: &Sides) -> Result<()> {
         for method in &self.request.methods {
             for multiple in &self.request.lrs {
-                let wanted = self.trial_setup(method, sides, *multiple)?;
-                let path = self.request.trial_file(method, sides.size, *multiple);
+                let wanted = self.trial_setup(method, tuned, *multiple)?;
+                let path = self.request.trial_file(method, tuned.size, *multiple);
                 cell::known::<Trial>(&path, &wanted, self.replace)?;
             }
             for seed in &self.request.seeds {
@@ -304,9 +346,9 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn fill(&self, sides: &Sides) -> Result<()> {
+    fn fill(&self, sides: &Sides, tuned: &Sides) -> Result<()> {
         let methods = &self.request.methods;
-        let chosen = methods.iter().map(|method| self.tune(method, sides)).collect::<Result<Vec<_>>>()?;
+        let chosen = methods.iter().map(|method| self.tune(method, tuned)).collect::<Result<Vec<_>>>()?;
         if chosen.iter().any(|c| c.trials != chosen[0].trials) {
             return Err(Error::job("the methods did not get the same number of trials").at(&self.request.out));
         }
@@ -345,7 +387,7 @@ impl Work<'_> {
             return Ok(trial);
         }
         self.say(&format!("{method}, {} cases, trial of {multiple} × its learning rate", sides.size));
-        let folder = self.request.runs().join(format!("trial-{method}-{}-{multiple}", sides.size));
+        let folder = self.request.runs().join(format!("trial-{}-{}-{multiple}", file_name(method), sides.size));
         let validation_mdice = self.validated(&setup, sides, &folder)?;
         let trial = Trial { setup, validation_mdice };
         cell::write(&path, &trial)?;
@@ -360,9 +402,9 @@ impl Work<'_> {
             return Ok(());
         }
         self.say(&format!("{method}, {} cases, seed {seed}", sides.size));
-        let folder = self.request.runs().join(format!("{method}-{}-{seed}", sides.size));
+        let folder = self.request.runs().join(format!("{}-{}-{seed}", file_name(method), sides.size));
         let metrics = self.train(&setup, sides, Judge::Test, &folder)?;
-        let doubled_folder = folder.with_file_name(format!("{method}-{}-{seed}-doubled", sides.size));
+        let doubled_folder = folder.with_file_name(format!("{}-{}-{seed}-doubled", file_name(method), sides.size));
         let (doubled, converged) = match asked {
             Convergence::Skipped => (None, None),
             Convergence::Asked => {
@@ -410,9 +452,11 @@ impl Work<'_> {
         if self.stop.load(Ordering::SeqCst) {
             return Err(Error::new(Kind::Interrupted, "stopped, what is done is kept").hint(GO_ON));
         }
-        let config = self.request.training(setup, folder.to_path_buf());
+        let shared = self.shared_selection(setup, sides)?;
+        let selection = shared.clone().filter(|path| path.is_file());
+        let config = Config { selection, ..self.request.training(setup, folder.to_path_buf()) };
         let counted = forget_peak();
-        let metrics = train::complete(config, sides.splits.clone(), &self.base_sha256, judge, self.progress);
+        let metrics = train::complete(config, sides.splits.clone(), &setup.base_sha256, judge, self.progress);
         let metrics = metrics.map_err(|e| if e.kind == Kind::Interrupted { e.hint(GO_ON) } else { e })?;
         let mut metrics: Metrics =
             serde_json::from_value(metrics).map_err(|e| Error::job(format!("metrics: {e}")).at(folder))?;
@@ -426,7 +470,22 @@ impl Work<'_> {
         if counted.is_none() {
             metrics.peak_rss_mib = None;
         }
+        if let Some(shared) = shared.filter(|path| !path.is_file()) {
+            Selection::load(&Run { folder: folder.to_path_buf() }.selection())?.save(&shared)?;
+        }
         Ok(metrics)
+    }
+
+    /// Where the selection of these cases, base and settings is or will be; `None` for a method that reads no gradients.
+    fn shared_selection(&self, setup: &Setup, sides: &Sides) -> Result<Option<PathBuf>> {
+        if !method::find(row(&setup.method).0)?.needs_gradients() {
+            return Ok(None);
+        }
+        let folder = self.request.selections();
+        std::fs::create_dir_all(&folder).map_err(|e| Error::writing(&folder, &e))?;
+        let decided = format!("{} {} {}", setup.base_sha256, sides.learning_hash, json!(setup.options));
+        let name = format!("{}-{}.safetensors", file_name(&setup.method), hex(&Sha256::digest(decided)));
+        Ok(Some(folder.join(name)))
     }
 
     /// Takes a run folder away whose result is written.

@@ -19,6 +19,8 @@ pub struct Table {
     /// Steps of every training, and trials for every method and size; `null` without any cell.
     steps: Option<usize>,
     trials: Option<usize>,
+    /// The only size the trials were made at; `null` for each its own.
+    tuned_at: Option<Size>,
     rows: Vec<Row>,
     comparisons: Vec<Comparison>,
     /// Names of the cells that are not there: method-size-seed.
@@ -81,6 +83,7 @@ pub fn read(request: &Request) -> Result<Table> {
     let mut missing = Vec::new();
     let mut first: Option<(String, Setup)> = None;
     let mut sizes: BTreeMap<Size, String> = BTreeMap::new();
+    let mut bases: BTreeMap<Option<&str>, String> = BTreeMap::new();
     for size in &request.sizes {
         for method in &request.methods {
             let mut cells = Vec::new();
@@ -91,7 +94,9 @@ pub fn read(request: &Request) -> Result<Table> {
                     continue;
                 };
                 let name = path.display().to_string();
-                let shared = shared(&cell.setup, sizes.entry(*size).or_insert(cell.setup.data_hash.clone()));
+                let data = sizes.entry(*size).or_insert(cell.setup.data_hash.clone());
+                let base = bases.entry(super::row(method).1).or_insert(cell.setup.base_sha256.clone());
+                let shared = shared(&cell.setup, data, base);
                 let (other, wanted) = first.get_or_insert((name, shared.clone()));
                 if let Some(difference) = cell::difference(&shared, wanted)? {
                     return Err(Error::data(format!("made with other settings than {other}: {difference}"))
@@ -112,6 +117,7 @@ pub fn read(request: &Request) -> Result<Table> {
         kind: "comparison",
         steps: first.as_ref().map(|(_, setup)| setup.steps),
         trials: first.as_ref().map(|(_, setup)| setup.lrs.len()),
+        tuned_at: first.as_ref().and_then(|(_, setup)| setup.tuned_at),
         rows: groups.iter().map(|group| group.row(wanted, request.config.seed)).collect(),
         comparisons,
         missing,
@@ -119,16 +125,18 @@ pub fn read(request: &Request) -> Result<Table> {
     })
 }
 
-/// What all cells of a table have in common. The data differ from size to size, and not within one.
-fn shared(setup: &Setup, data_hash: &str) -> Setup {
-    let same = setup.data_hash == data_hash;
+/// What all cells of a table have in common. The data differ from size to size, and not within one; a row may have a
+/// base of its own.
+fn shared(setup: &Setup, data_hash: &str, base_sha256: &str) -> Setup {
+    let unless = |theirs: &String, ours: &str| if theirs == ours { String::new() } else { theirs.clone() };
     Setup {
         method: String::new(),
         size: Size::All,
         seed: 0,
         lr: 0.0,
         lr_multiple: 0.0,
-        data_hash: if same { String::new() } else { setup.data_hash.clone() },
+        data_hash: unless(&setup.data_hash, data_hash),
+        base_sha256: unless(&setup.base_sha256, base_sha256),
         ..setup.clone()
     }
 }
@@ -311,10 +319,14 @@ impl Table {
         notes.push(format!(
             "{steps} steps a training. mDice and mIoU: mean over seeds, ± standard deviation; the test set is read once \
              for each training. The interval is a bootstrap over cases of each case's mean over seeds. The learning \
-             rate of every method and size was chosen by {trials} {} on validation cases. Twice the steps: whether \
+             rate of every method{} was chosen by {trials} {} on validation cases. Twice the steps: whether \
              doubling them moves the first seed's validation mDice by less than 0.01; numbers in brackets do not count. \
              Seconds include validation; the peak is that of the seed with the lowest, since memory kept from earlier \
              trainings only adds.",
+            match self.tuned_at {
+                Some(size) => format!(", with {size} cases for all sizes,"),
+                None => " and size".into(),
+            },
             if trials == 1 { "trial" } else { "trials" }
         ));
         if self.comparisons.iter().any(|c| c.paired.is_some()) {
@@ -444,6 +456,7 @@ mod tests {
             lr: 1e-3,
             lr_multiple: 1.0,
             lrs: vec![1.0],
+            tuned_at: None,
             steps: 10,
             split_seed: 0,
             base_sha256: "aa".into(),
