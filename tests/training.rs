@@ -87,6 +87,11 @@ fn a_run_is_whole_and_counts_what_it_says() {
         let (a, b) = (metrics[key].as_f64().unwrap(), scored[key].as_f64().unwrap());
         assert!((a - b).abs() < 1e-6, "{key}: {a} and {b}");
     }
+    let arguments = ["score", "--pred", "again", "--ref", "held-out/masks", "--no-surfaces", "--json"];
+    let quick: Value = serde_json::from_str(&ok(at, &arguments)).unwrap();
+    let distance = |report: &Value| report["metric_per_case"][0]["metrics"]["1"].get("HD95_mm").cloned();
+    assert!(distance(&scored).is_some() && distance(&quick).is_none_or(|d| d.is_null()));
+    assert_eq!((&quick["mDice"], &quick["mIoU"]), (&scored["mDice"], &scored["mIoU"]));
     let rescored: Value = serde_json::from_str(&ok(at, &["score", "one", "--json"])).unwrap();
     assert_eq!(rescored["mDice"], metrics["mDice"]);
 

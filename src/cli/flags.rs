@@ -7,7 +7,7 @@ use crate::job::predict::{Probabilities, Request, Weights};
 use crate::job::prompt::Taken;
 use crate::job::score::What;
 use crate::score::pairs::MissingPolicy;
-use crate::score::{Empty, LabelUse, Options, Protocol};
+use crate::score::{Empty, LabelUse, Options, Protocol, Surfaces};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -594,6 +594,9 @@ pub(super) struct Score {
     /// Tolerance of the normalised surface Dice in mm
     #[arg(long, default_value_t = 1.0, value_name = "MM")]
     nsd_tolerance: f64,
+    /// Dice and IoU alone: the distances between surfaces take most of the time
+    #[arg(long, conflicts_with = "nsd_tolerance")]
+    no_surfaces: bool,
     /// The classes to score [default: those found]
     #[arg(long, value_delimiter = ',')]
     labels: Option<Vec<u16>>,
@@ -628,6 +631,7 @@ impl Score {
         let options = Options {
             protocol: self.protocol,
             empty: self.empty,
+            surfaces: if self.no_surfaces { Surfaces::Skipped } else { Surfaces::Measured },
             nsd_tolerance_mm: self.nsd_tolerance,
             classes: self.labels.as_ref().filter(|_| !self.merge).map(|l| l.iter().copied().collect()),
             labels: match self.merge {
