@@ -1,7 +1,7 @@
 //! `train`: select, fine-tune, validate, test, and write a run folder.
 
 use super::case::{Input, prompt_free, result_path};
-use super::{base, select};
+use super::{base, forecast, select};
 use crate::config::Config;
 use crate::data::{self, Case, Form, Splits};
 use crate::device::{self, peak_rss_mib};
@@ -11,6 +11,7 @@ use crate::io::{Replace, write_atomic};
 use crate::method::{self, Counts, Plan};
 use crate::model::Sam;
 use crate::model::checkpoint::{self, Checkpoint};
+use crate::model::sam::Activations;
 use crate::predict::{Predictor, Preprocessing};
 use crate::progress::Progress;
 use crate::run::Run;
@@ -192,6 +193,8 @@ impl Job<'_> {
         let about = select::about(&base);
         let before = proof::fingerprints(&base.tensors);
         let mut sam = base.into_sam(&self.device.device);
+        let need = forecast::selection(&sam.config, preprocessing.image_size, Activations::Kept);
+        sam.activations = forecast::activations(config.recompute, need, &self.device);
         let selection = match method.needs_gradients() {
             true => Some(self.selection(&sam, &about, &samples, given)?),
             false => None,
@@ -203,6 +206,11 @@ impl Job<'_> {
         let old = patch::capture(&sam.weights, &plan);
         crate::tune::attach(&mut sam, &plan, &self.device.device);
         let options = self.options(method);
+        let need = forecast::step(&sam, preprocessing.image_size, options.batch, Activations::Kept);
+        sam.activations = forecast::activations(config.recompute, need, &self.device);
+        if sam.activations == Activations::Recomputed {
+            progress.line("memory       blocks of the encoder are run again in backward: less memory, more time");
+        }
         let state = self.train(&mut sam, &samples, &validation, &preprocessing, &options, state)?;
         let threshold = match config.threshold {
             Some(threshold) => threshold,

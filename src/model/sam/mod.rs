@@ -5,10 +5,11 @@ pub mod image_encoder;
 mod layers;
 pub mod mask_decoder;
 pub mod prompt_encoder;
+mod recompute;
 mod transformer;
 
 pub use config::{SamConfig, Stem};
-pub use image_encoder::Embedding;
+pub use image_encoder::{Activations, Embedding};
 pub use mask_decoder::{Decoded, Masks};
 pub use prompt_encoder::{PointLabel, Prompt, PromptEmbedding};
 
@@ -24,17 +25,19 @@ pub struct Sam {
     pub config: SamConfig,
     /// Weights by official name.
     pub weights: Weights,
+    /// What a step that is differentiated keeps of the encoder's blocks.
+    pub activations: Activations,
 }
 
 impl Sam {
     /// The same network (weights shared) as a constant: what is computed with it is not recorded for gradients.
     pub fn frozen(&self) -> Sam {
-        Sam { config: self.config.clone(), weights: self.weights.frozen() }
+        Sam { config: self.config.clone(), weights: self.weights.frozen(), activations: self.activations }
     }
 
     /// Embeds normalised, padded pictures: `[batch, 3, size, size]` → side `s = size / patch`.
     pub fn embed(&self, pixels: Tensor<4>) -> Embedding {
-        image_encoder::encode(&self.config, &self.weights, pixels)
+        image_encoder::encode(&self.config, &self.weights, pixels, self.activations)
     }
 
     /// Masks for one prompt per embedding.
