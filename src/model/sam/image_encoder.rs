@@ -35,6 +35,23 @@ pub struct Embedding {
     pub fine: Option<[Tensor<4>; 2]>,
 }
 
+impl Embedding {
+    /// Embeddings of pictures as that of their batch.
+    pub fn cat(parts: Vec<Embedding>) -> Embedding {
+        let coarse = parts.iter().map(|part| part.coarse.clone()).collect();
+        let fine: Vec<[Tensor<4>; 2]> = parts.into_iter().filter_map(|part| part.fine).collect();
+        let level = |i: usize| Tensor::cat(fine.iter().map(|levels| levels[i].clone()).collect(), 0);
+        let fine = if fine.is_empty() { None } else { Some([level(0), level(1)]) };
+        Embedding { coarse: Tensor::cat(coarse, 0), fine }
+    }
+
+    /// Bytes it takes.
+    pub fn bytes(&self) -> usize {
+        let of = |x: &Tensor<4>| size_of::<f32>() * x.dims().iter().product::<usize>();
+        of(&self.coarse) + self.fine.iter().flatten().map(of).sum::<usize>()
+    }
+}
+
 /// What the encoder computes on its way, for tests against stored numbers.
 #[derive(Debug, Clone)]
 pub struct Stages {
