@@ -12,6 +12,20 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
+/// Whether backward runs the encoder's blocks again instead of keeping their inside: less memory, more time, the same
+/// bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Where the memory at hand would not do otherwise.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
 /// Everything that decides a training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -82,6 +96,8 @@ pub struct Config {
     pub device: String,
     /// Threads; all processors by default.
     pub threads: Option<usize>,
+    /// `auto`, `on` or `off`.
+    pub recompute: Recompute,
     /// Seed of split, order and augmentation.
     pub seed: u64,
     /// Seed of the split alone; `seed` by default.
@@ -128,6 +144,7 @@ impl Default for Config {
             out: None,
             device: "auto".into(),
             threads: None,
+            recompute: Recompute::Auto,
             seed: 0,
             split_seed: None,
             offline: false,

@@ -85,6 +85,18 @@ pub fn peak_rss_mib() -> Option<u64> {
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib / 1024)
 }
 
+/// Memory in bytes that this process may still take, where the system tells: what the machine has free, or less where
+/// the process's control group has a limit.
+pub fn available_memory() -> Option<u64> {
+    let free = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = free.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    let free = line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024;
+    let number =
+        |file: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse::<u64>().ok();
+    let limit = number("memory.max").zip(number("memory.current"));
+    Some(limit.map_or(free, |(limit, taken)| free.min(limit.saturating_sub(taken))))
+}
+
 /// Lets [`peak_rss_mib`] count anew, from what is in memory now. `None` where the system cannot: the peak is then that
 /// of all that the process did.
 pub fn forget_peak() -> Option<()> {

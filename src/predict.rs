@@ -5,10 +5,11 @@ use crate::error::Result;
 use crate::image::{Axis, Fit, Labels, Picture, Resize, SliceFrame, Volume, Window, cut};
 use crate::model::Sam;
 use crate::model::resize::bilinear;
-use crate::model::sam::{Masks, PointLabel, Prompt, logits_fullsize};
+use crate::model::sam::{Cache, Embedding, Masks, PointLabel, Prompt, logits_fullsize};
 use crate::model::weights::to_vec;
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// How cases are brought into the network: fixed when training starts and stored with every fine-tune.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -96,12 +97,19 @@ pub struct Predictor {
     sam: Sam,
     preprocessing: Preprocessing,
     device: Device,
+    embeddings: Option<Arc<Cache>>,
 }
 
 impl Predictor {
     /// Takes the network as it is now, as a constant.
     pub fn new(sam: &Sam, preprocessing: &Preprocessing, device: &Device) -> Predictor {
-        Predictor { sam: sam.frozen(), preprocessing: preprocessing.clone(), device: device.clone() }
+        let (preprocessing, device) = (preprocessing.clone(), device.clone());
+        Predictor { sam: sam.frozen(), preprocessing, device, embeddings: None }
+    }
+
+    /// Takes embeddings from a cache, and puts new ones there: for an encoder that does not train.
+    pub fn with_embeddings(self, embeddings: Option<Arc<Cache>>) -> Predictor {
+        Predictor { embeddings, ..self }
     }
 
     /// How cases are brought into the network.
@@ -118,8 +126,11 @@ impl Predictor {
     pub fn picture(&self, picture: &Picture, prompts: &Prompts) -> Result<Vec<f32>> {
         let fit = self.preprocessing.fit(picture.width, picture.height);
         let size = fit.size;
-        let pixels = TensorData::new(fit.pixels(picture)?, [1, 3, size, size]);
-        let embedding = self.sam.embed(Tensor::from_data(pixels, &self.device));
+        let pixels = fit.pixels(picture)?;
+        let embedding = match &self.embeddings {
+            Some(cache) => cache.embed(&self.sam, &pixels, &self.device),
+            None => self.sam.embed(Tensor::from_data(TensorData::new(pixels, [1, 3, size, size]), &self.device)),
+        };
         let ambiguous = prompts.points.len() == 1 && prompts.bounds.is_none();
         let masks = if ambiguous { Masks::Multi } else { Masks::Single };
         let decoded = self.sam.decode(embedding, &[prompts.fitted(&fit)], None, masks);
@@ -170,8 +181,13 @@ pub fn threshold(probabilities: &[f32], threshold: f32) -> Vec<u16> {
 /// Logits of the prompt-free single mask at the network's size, for training: `[batch, 3, size, size]` →
 /// `[batch, 1, size, size]`.
 pub fn prompt_free_logits(sam: &Sam, pixels: Tensor<4>) -> Tensor<4> {
-    let [batch, _, height, width] = pixels.dims();
-    let prompts = vec![Prompt::default(); batch];
-    let decoded = sam.decode(sam.embed(pixels), &prompts, None, Masks::Single);
-    bilinear(decoded.low_res, height, width)
+    let size = pixels.dims()[3];
+    logits_of(sam, sam.embed(pixels), size)
+}
+
+/// As [`prompt_free_logits`], of pictures that are embedded already; `size` is the side of the square.
+pub fn logits_of(sam: &Sam, embedding: Embedding, size: usize) -> Tensor<4> {
+    let prompts = vec![Prompt::default(); embedding.coarse.dims()[0]];
+    let decoded = sam.decode(embedding, &prompts, None, Masks::Single);
+    bilinear(decoded.low_res, size, size)
 }

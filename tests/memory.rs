@@ -9,7 +9,8 @@ mod common;
 
 use burn::tensor::{Device, Tensor};
 use segft::method::{self, Settings};
-use segft::model::{Kind, Part, checkpoint};
+use segft::model::sam::Activations;
+use segft::model::{Kind, Part, SamConfig, checkpoint};
 use segft::predict::prompt_free_logits;
 use segft::train::loss::loss;
 use segft::tune::{adam::Adam, attach, gradients};
@@ -19,6 +20,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 static WATCHED: [AtomicUsize; 8] = [const { AtomicUsize::new(0) }; 8];
 static HITS: [AtomicUsize; 8] = [const { AtomicUsize::new(0) }; 8];
 static COUNTING: AtomicBool = AtomicBool::new(false);
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
 
 struct Counting;
 
@@ -26,6 +29,7 @@ struct Counting;
 const SCRATCH_ALIGN: usize = 128;
 
 fn note(size: usize, align: usize) {
+    PEAK.fetch_max(LIVE.fetch_add(size, Ordering::Relaxed) + size, Ordering::Relaxed);
     if COUNTING.load(Ordering::Relaxed) && align < SCRATCH_ALIGN {
         for (watched, hits) in WATCHED.iter().zip(&HITS) {
             if watched.load(Ordering::Relaxed) == size {
@@ -49,10 +53,12 @@ unsafe impl GlobalAlloc for Counting {
     }
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         note(size, layout.align());
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
         // SAFETY: as above.
         unsafe { System.realloc(pointer, layout, size) }
     }
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
         // SAFETY: as above.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -61,10 +67,12 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Requests of each watched size during two steps of a method.
-fn hits(name: &str, sizes: &[usize]) -> Vec<usize> {
+/// Requests of each watched size during two steps of a method, and the most bytes that those steps held at once beside
+/// what was there before.
+fn hits(name: &str, config: SamConfig, activations: Activations, sizes: &[usize]) -> (Vec<usize>, usize) {
     let device = Device::flex();
-    let mut sam = checkpoint::random("small", common::small_config(), 1).into_sam(&device);
+    let mut sam = checkpoint::random("small", config, 1).into_sam(&device);
+    sam.activations = activations;
     let specs = sam.config.specs();
     let pixels = Tensor::<4>::ones([1, 3, 72, 72], &device);
     let target = Tensor::<4>::ones([1, 1, 72, 72], &device);
@@ -83,16 +91,20 @@ fn hits(name: &str, sizes: &[usize]) -> Vec<usize> {
     }
     HITS.iter().for_each(|h| h.store(0, Ordering::Relaxed));
     COUNTING.store(true, Ordering::Relaxed);
+    let before = LIVE.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
     for _ in 0..2 {
         let loss = step(&sam);
         adam.step(&mut sam.weights, &mut loss.backward(), 1e-3);
     }
     COUNTING.store(false, Ordering::Relaxed);
-    HITS.iter().take(sizes.len()).map(|h| h.load(Ordering::Relaxed)).collect()
+    let hits = HITS.iter().take(sizes.len()).map(|h| h.load(Ordering::Relaxed)).collect();
+    (hits, PEAK.load(Ordering::Relaxed) - before)
 }
 
+/// One test, because the counters are the whole process's.
 #[test]
-fn a_gps_step_has_no_buffer_of_an_encoder_matrix() {
+fn a_gps_step_has_no_buffer_of_an_encoder_matrix_and_less_where_blocks_are_run_again() {
     let config = common::small_config();
     let specs = config.specs();
     let mut sizes: Vec<usize> = specs
@@ -102,8 +114,15 @@ fn a_gps_step_has_no_buffer_of_an_encoder_matrix() {
         .collect();
     sizes.sort_unstable();
     sizes.dedup();
-    let full = hits("full", &sizes);
+    let (full, _) = hits("full", config.clone(), Activations::Kept, &sizes);
     assert!(full.iter().all(|n| *n > 0), "full fine-tuning has such buffers: {sizes:?} {full:?}");
-    let gps = hits("gps", &sizes);
-    assert!(gps.iter().all(|n| *n == 0), "buffers of encoder size: {sizes:?} {gps:?}");
+    for activations in [Activations::Kept, Activations::Recomputed] {
+        let (gps, _) = hits("gps", config.clone(), activations, &sizes);
+        assert!(gps.iter().all(|n| *n == 0), "buffers of encoder size: {sizes:?} {gps:?}");
+    }
+    // With twelve blocks, their inside is most of what a step holds.
+    let deep = SamConfig { depth: 12, ..config };
+    let [(_, kept), (_, again)] =
+        [Activations::Kept, Activations::Recomputed].map(|a| hits("gps", deep.clone(), a, &sizes));
+    assert!(2 * again < kept, "{again} of {kept} bytes");
 }

@@ -4,8 +4,12 @@
 mod common;
 
 use common::{QUICK, command, discs, fails, ok, small_checkpoint};
+use segft::model::sam::{Cache, Counts};
+use segft::train::batch::Augment;
+use segft::train::{Options, State, batch};
 use serde_json::Value;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A folder with the small SAM, a training set and a test set.
@@ -186,6 +190,7 @@ struct Stopper {
     folder: std::path::PathBuf,
     step: usize,
     stop_at: usize,
+    embeddings: Option<Arc<Cache>>,
 }
 
 impl segft::train::Surroundings for Stopper {
@@ -201,15 +206,14 @@ impl segft::train::Surroundings for Stopper {
     fn stepped(&mut self, step: usize, _: usize, _: f64) {
         self.step = step;
     }
-    fn epoch(&mut self, _: &segft::train::Epoch, _: bool) {}
+    fn epoch(&mut self, _: &segft::train::Epoch, _: bool, _: f64) {}
+    fn embeddings(&self) -> Option<Arc<Cache>> {
+        self.embeddings.clone()
+    }
 }
 
-/// Stopped after every single step and resumed: the same rows, rates included, and the same steps.
-#[test]
-fn counted_steps_survive_a_stop_anywhere() {
-    use segft::train::{Options, State, batch};
-    let folder = workplace();
-    let at = folder.path();
+/// Eight steps of the decoder with five pictures in batches of two, in this process.
+fn train_decoder(at: &Path, augment: Augment, state: State, around: &mut Stopper) -> segft::error::Result<State> {
     let request =
         segft::data::Request { dataset: at.join("discs").display().to_string(), ..segft::data::Request::default() };
     let splits = segft::data::prepare(&request).unwrap();
@@ -222,7 +226,7 @@ fn counted_steps_survive_a_stop_anywhere() {
         lr: 1e-3,
         adam_eps: 1e-8,
         seed: 5,
-        augment: batch::Augment::Mild,
+        augment,
         patience: usize::MAX,
         minutes: None,
         steps: Some(8),
@@ -231,15 +235,26 @@ fn counted_steps_survive_a_stop_anywhere() {
     let specs = common::small_config().specs();
     let decoder = segft::method::find("decoder").unwrap();
     let plan = segft::method::plan(decoder, &specs, None, &segft::method::Settings::default());
+    let base = segft::model::checkpoint::read(&at.join("small.safetensors")).unwrap();
+    let mut sam = base.into_sam(&device);
+    segft::tune::attach(&mut sam, &plan, &device);
+    segft::train::run(&mut sam, &samples, &options, state, around, &device)
+}
+
+/// Rows without their seconds.
+fn rows(state: &State) -> Vec<(usize, usize, f64, f64)> {
+    state.history.iter().map(|row| (row.epoch, row.step, row.lr, row.loss)).collect()
+}
+
+/// Stopped after every single step and resumed: the same rows, rates included, and the same steps.
+#[test]
+fn counted_steps_survive_a_stop_anywhere() {
+    let folder = workplace();
+    let at = folder.path();
     let train = |state: State, stop_at: usize| {
-        let base = segft::model::checkpoint::read(&at.join("small.safetensors")).unwrap();
-        let mut sam = base.into_sam(&device);
-        segft::tune::attach(&mut sam, &plan, &device);
-        let mut around = Stopper { folder: at.to_path_buf(), step: 0, stop_at };
-        segft::train::run(&mut sam, &samples, &options, state, &mut around, &device)
+        let mut around = Stopper { folder: at.to_path_buf(), step: 0, stop_at, embeddings: None };
+        train_decoder(at, Augment::Mild, state, &mut around)
     };
-    let rows =
-        |state: &State| state.history.iter().map(|row| (row.epoch, row.step, row.lr, row.loss)).collect::<Vec<_>>();
     let whole = train(State::default(), usize::MAX).unwrap();
     // 3 steps an epoch, the third cut short.
     assert_eq!(rows(&whole).iter().map(|row| row.1).collect::<Vec<_>>(), [3, 6, 8]);
@@ -250,6 +265,63 @@ fn counted_steps_survive_a_stop_anywhere() {
         let resumed = train(state, usize::MAX).unwrap();
         assert_eq!(rows(&resumed), rows(&whole), "stopped after step {stop_at}");
     }
+}
+
+/// Where no weight of the encoder trains and pictures are not varied, each is embedded once. What the cache does not
+/// hold is computed to the same bytes.
+#[test]
+fn a_frozen_encoder_embeds_each_picture_once() {
+    let folder = workplace();
+    let at = folder.path();
+    let train = |limit: usize, stop_at: usize, augment: Augment| {
+        let cache = Arc::new(Cache::new(limit));
+        let embeddings = Some(cache.clone());
+        let mut around = Stopper { folder: at.to_path_buf(), step: 0, stop_at, embeddings };
+        let state = train_decoder(at, augment, State::default(), &mut around);
+        (state, cache.counts())
+    };
+    let (whole, all) = train(usize::MAX, usize::MAX, Augment::Off);
+    let whole = whole.unwrap();
+    // Two epochs of five pictures and two batches of two: fourteen asked for. 48 × 9 × 9 numbers each.
+    assert_eq!(all, Counts { computed: 5, found: 9, bytes: 5 * 4 * 48 * 81 });
+    // Room for two of them.
+    let (less, two) = train(2 * 4 * 48 * 81, usize::MAX, Augment::Off);
+    assert!(two.computed > 5 && two.bytes == 2 * 4 * 48 * 81, "{two:?}");
+    let (none, each) = train(0, usize::MAX, Augment::Off);
+    assert_eq!(each, Counts { computed: 14, found: 0, bytes: 0 });
+    for other in [less, none] {
+        let other = other.unwrap();
+        assert_eq!((rows(&other), &other.best), (rows(&whole), &whole.best));
+    }
+    // Pictures that are varied are not the same twice.
+    assert_eq!(train(usize::MAX, usize::MAX, Augment::Mild).1, Counts::default());
+    // Stopped and resumed with an empty cache.
+    train(usize::MAX, 4, Augment::Off).0.unwrap_err();
+    let state = State::load(&at.join("state.safetensors")).unwrap();
+    let embeddings = Some(Arc::new(Cache::new(usize::MAX)));
+    let mut around = Stopper { folder: at.to_path_buf(), step: 4, stop_at: usize::MAX, embeddings };
+    let resumed = train_decoder(at, Augment::Off, state, &mut around).unwrap();
+    assert_eq!((rows(&resumed), &resumed.best), (rows(&whole), &whole.best));
+}
+
+#[test]
+fn validation_cases_are_embedded_once_too() {
+    let folder = workplace();
+    let at = folder.path();
+    let method = ["--method", "decoder", "--seed", "5"];
+    train(at, "still", &[&method[..], &["--augment", "none"]].concat());
+    train(at, "varied", &method);
+    let said = |run: &str| {
+        let log = String::from_utf8(bytes(at, &format!("{run}/log.txt"))).unwrap();
+        log.lines().find(|line| line.contains(" computed (")).unwrap_or_else(|| panic!("{log}")).to_string()
+    };
+    // 12 training and 3 validation cases; two epochs, two validations and the choice of the threshold ask for 33.
+    assert!(said("still").contains(" 15 computed") && said("still").contains("18 times"), "{}", said("still"));
+    assert!(said("varied").contains(" 3 computed") && said("varied").contains("6 times"), "{}", said("varied"));
+    // The encoder of GPS trains: nothing to keep.
+    train(at, "gps", &["--augment", "none"]);
+    let log = String::from_utf8(bytes(at, "gps/log.txt")).unwrap();
+    assert!(!log.contains("embeddings"), "{log}");
 }
 
 #[test]

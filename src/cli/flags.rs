@@ -1,6 +1,6 @@
 //! Every flag, with its help. Defaults of a training live in [`crate::config`]; flags left out are not set.
 
-use crate::config::Config;
+use crate::config::{Config, Recompute};
 use crate::io::Replace;
 use crate::job::compare::Size;
 use crate::job::predict::{Probabilities, Request, Weights};
@@ -201,6 +201,9 @@ pub(super) struct Bench {
     /// Threads; all processors by default
     #[arg(long, env = "SEGFT_THREADS", hide_env_values = true)]
     pub threads: Option<usize>,
+    /// In a training step, run the encoder's blocks again in backward instead of keeping their inside
+    #[arg(long)]
+    recompute: bool,
     /// f32
     #[arg(long, default_value = "f32", value_parser = ["f32"])]
     dtype: String,
@@ -212,7 +215,8 @@ pub(super) struct Bench {
 impl Bench {
     pub(super) fn request(self) -> crate::job::bench::Request {
         let Bench { model, image, mode, batch, k, steps, warmup, device, .. } = self;
-        crate::job::bench::Request { model, image, mode, batch, k, steps, warmup, device }
+        let recompute = if self.recompute { Recompute::On } else { Recompute::Off };
+        crate::job::bench::Request { model, image, mode, batch, k, steps, warmup, recompute, device }
     }
 }
 
@@ -475,6 +479,10 @@ pub(super) struct Common {
     /// Threads [default: all processors]
     #[arg(long, help_heading = "Run", value_parser = whole)]
     pub threads: Option<usize>,
+    /// Run the encoder's blocks again in backward instead of keeping their inside: auto (where memory would not do
+    /// otherwise), on or off; the result is the same to the byte [default: auto]
+    #[arg(long, value_name = "auto|on|off", help_heading = "Run")]
+    recompute: Option<String>,
     /// Seed of split, order and augmentation [default: 0]
     #[arg(long, help_heading = "Run")]
     seed: Option<u64>,

@@ -1,11 +1,13 @@
 //! `bench`: seconds and memory of one kind of work, with random weights and a random picture, so that it can be
 //! compared with another program's.
 
+use super::forecast;
+use crate::config::Recompute;
 use crate::device::peak_rss_mib;
 use crate::error::{Error, Result, nearest};
 use crate::method::{self, Plan, Settings};
 use crate::model::checkpoint;
-use crate::model::sam::{Masks, Prompt};
+use crate::model::sam::{Activations, Masks, Prompt};
 use crate::model::weights::to_vec;
 use crate::model::{Sam, SamConfig};
 use crate::predict::prompt_free_logits;
@@ -36,6 +38,8 @@ pub struct Request {
     pub steps: usize,
     /// Repetitions before those.
     pub warmup: usize,
+    /// Whether a training step keeps the inside of the encoder's blocks or runs them again.
+    pub recompute: Recompute,
     /// As `--device` of `train`.
     pub device: String,
 }
@@ -63,6 +67,7 @@ pub fn run(request: &Request, progress: &Progress) -> Result<Value> {
     let (parameters, _) = checkpoint::counts(&config.specs());
     let mut sam = checkpoint::random(&request.model, config, 0).into_sam(device);
     let picture = Picture::random(request.batch, size, device);
+    sam.activations = forecast::activations(request.recompute, 0, &chosen);
     let mut trained = 0;
     let mut times = Vec::new();
     let mut adam = Adam::new(1e-8);
@@ -96,7 +101,8 @@ pub fn run(request: &Request, progress: &Progress) -> Result<Value> {
     Ok(json!({
         "model": request.model, "image": size, "mode": request.mode, "batch": request.batch, "device": chosen.name,
         "dtype": "f32", "threads": rayon::current_num_threads(), "seconds_median": median(&times), "seconds": times,
-        "trained": trained, "parameters": parameters, "peak_rss_mib": peak_rss_mib(),
+        "trained": trained, "parameters": parameters,
+        "recompute": sam.activations == Activations::Recomputed, "peak_rss_mib": peak_rss_mib(),
     }))
 }
 

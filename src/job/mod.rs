@@ -5,6 +5,7 @@ pub mod bench;
 pub mod case;
 pub mod compare;
 pub mod export;
+pub mod forecast;
 pub mod predict;
 pub mod pretrain;
 pub mod prompt;

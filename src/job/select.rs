@@ -3,9 +3,10 @@
 use crate::config::Config;
 use crate::data::{self, Splits};
 use crate::error::{Error, Result};
-use crate::job::base;
+use crate::job::{base, forecast};
 use crate::method::{self, GradientTable};
 use crate::model::checkpoint::Checkpoint;
+use crate::model::sam::Activations;
 use crate::model::{Sam, SamConfig};
 use crate::predict::{Preprocessing, prompt_free_logits};
 use crate::progress::Progress;
@@ -132,7 +133,9 @@ pub fn run(config: &Config, to: &Path, progress: &Progress) -> Result<Selection>
     let samples = batch::load(&splits.train, splits.dataset.form, &preprocessing)?;
     check_foreground(&samples, &splits, &preprocessing, progress)?;
     let about = about(&checkpoint);
-    let sam = checkpoint.into_sam(&device.device);
+    let mut sam = checkpoint.into_sam(&device.device);
+    let need = forecast::selection(&sam.config, preprocessing.image_size, Activations::Kept);
+    sam.activations = forecast::activations(config.recompute, need, &device);
     let selection = select(&sam, &about, &samples, &splits, config, progress, &device.device)?;
     selection.save(to)?;
     Ok(selection)

@@ -1,16 +1,17 @@
 //! `train`: select, fine-tune, validate, test, and write a run folder.
 
 use super::case::{Input, prompt_free, result_path};
-use super::{base, select};
+use super::{base, forecast, select};
 use crate::config::Config;
 use crate::data::{self, Case, Form, Splits};
-use crate::device::{self, peak_rss_mib};
+use crate::device::{self, available_memory, peak_rss_mib};
 use crate::error::{Error, Kind, Result};
 use crate::image::Labels;
 use crate::io::{Replace, write_atomic};
 use crate::method::{self, Counts, Plan};
 use crate::model::Sam;
 use crate::model::checkpoint::{self, Checkpoint};
+use crate::model::sam::{Activations, Cache};
 use crate::predict::{Predictor, Preprocessing};
 use crate::progress::Progress;
 use crate::run::Run;
@@ -26,6 +27,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Steps between two saved states.
 const SAVE_EVERY: usize = 50;
+
+/// Embeddings of a frozen encoder may fill one part in so many of the memory at hand; where the system does not tell, a
+/// GiB.
+const EMBEDDINGS_SHARE: u64 = 4;
 
 /// What a training came to.
 #[derive(Debug)]
@@ -192,6 +197,8 @@ impl Job<'_> {
         let about = select::about(&base);
         let before = proof::fingerprints(&base.tensors);
         let mut sam = base.into_sam(&self.device.device);
+        let need = forecast::selection(&sam.config, preprocessing.image_size, Activations::Kept);
+        sam.activations = forecast::activations(config.recompute, need, &self.device);
         let selection = match method.needs_gradients() {
             true => Some(self.selection(&sam, &about, &samples, given)?),
             false => None,
@@ -203,11 +210,26 @@ impl Job<'_> {
         let old = patch::capture(&sam.weights, &plan);
         crate::tune::attach(&mut sam, &plan, &self.device.device);
         let options = self.options(method);
-        let state = self.train(&mut sam, &samples, &validation, &preprocessing, &options, state)?;
+        let need = forecast::step(&sam, preprocessing.image_size, options.batch, Activations::Kept);
+        sam.activations = forecast::activations(config.recompute, need, &self.device);
+        if sam.activations == Activations::Recomputed {
+            progress.line("memory       blocks of the encoder are run again in backward: less memory, more time");
+        }
+        let embeddings = self.embeddings(&sam);
+        let cases = Validated { cases: &validation, preprocessing: &preprocessing, embeddings: embeddings.clone() };
+        let state = self.train(&mut sam, &samples, &cases, &options, state)?;
         let threshold = match config.threshold {
             Some(threshold) => threshold,
-            None => self.choose_threshold(&sam, &validation, &preprocessing)?,
+            None => self.choose_threshold(&sam, &cases)?,
         };
+        if let Some(counts) = embeddings.map(|cache| cache.counts()) {
+            progress.line(format!(
+                "embeddings   {} computed ({} MiB kept), {} times found again",
+                counts.computed,
+                counts.bytes >> 20,
+                counts.found
+            ));
+        }
 
         let proof = self.finish(&sam, &old, &plan, &before, &about, &preprocessing, threshold)?;
         let report = self.test(&sam, &preprocessing, threshold)?;
@@ -302,17 +324,33 @@ impl Job<'_> {
         }
     }
 
+    /// Where embeddings are kept, if the encoder does not train.
+    fn embeddings(&self, sam: &Sam) -> Option<Arc<Cache>> {
+        if !sam.encoder_is_frozen() {
+            return None;
+        }
+        let limit = match self.device.name.as_str() {
+            "cpu" => available_memory().map(|free| free / EMBEDDINGS_SHARE),
+            _ => None,
+        };
+        let limit = limit.unwrap_or(1 << 30);
+        self.progress.line(format!(
+            "embeddings   the encoder is frozen: a picture's embedding is computed once and kept, up to {} MiB in all",
+            limit >> 20
+        ));
+        Some(Arc::new(Cache::new(limit as usize)))
+    }
+
     fn train(
         &self,
         sam: &mut Sam,
         samples: &[batch::Sample],
-        validation: &[Reference],
-        preprocessing: &Preprocessing,
+        validation: &Validated<'_>,
         options: &Options,
         state: State,
     ) -> Result<State> {
         let device = &self.device.device;
-        let mut around = Around { job: self, validation, preprocessing, stop: stop_flag()?, best: state.best_mdice() };
+        let mut around = Around { job: self, validation, stop: stop_flag()?, best: state.best_mdice() };
         around.stop.store(false, Ordering::SeqCst);
         let in_epochs = samples.len().div_ceil(options.batch).saturating_mul(options.epochs);
         self.progress.start("training", options.steps.unwrap_or(in_epochs));
@@ -330,11 +368,11 @@ impl Job<'_> {
     }
 
     /// The threshold with the best validation mDice; of equals, the one nearest to ½.
-    fn choose_threshold(&self, sam: &Sam, validation: &[Reference], preprocessing: &Preprocessing) -> Result<f32> {
-        let predictor = Predictor::new(sam, preprocessing, &self.device.device);
+    fn choose_threshold(&self, sam: &Sam, validation: &Validated<'_>) -> Result<f32> {
+        let predictor = validation.predictor(sam, &self.device);
         let candidates: Vec<f32> = (3..=17).map(|i| i as f32 * 0.05).collect();
         let mut dice: Vec<Vec<f64>> = vec![Vec::new(); candidates.len()];
-        for case in validation {
+        for case in validation.cases {
             let probabilities = case.input.probabilities(&predictor, prompt_free, |_, _| ())?;
             for (candidate, dice) in candidates.iter().zip(&mut dice) {
                 let prediction = case.input.labels(&probabilities, *candidate);
@@ -514,24 +552,37 @@ impl Reference {
     }
 }
 
+/// The validation cases and what predicting them takes beside the network.
+struct Validated<'a> {
+    cases: &'a [Reference],
+    preprocessing: &'a Preprocessing,
+    /// Of a frozen encoder.
+    embeddings: Option<Arc<Cache>>,
+}
+
+impl Validated<'_> {
+    fn predictor(&self, sam: &Sam, device: &device::Chosen) -> Predictor {
+        Predictor::new(sam, self.preprocessing, &device.device).with_embeddings(self.embeddings.clone())
+    }
+}
+
 struct Around<'a> {
     job: &'a Job<'a>,
-    validation: &'a [Reference],
-    preprocessing: &'a Preprocessing,
+    validation: &'a Validated<'a>,
     stop: Arc<AtomicBool>,
     best: Option<f64>,
 }
 
 impl Surroundings for Around<'_> {
     fn validate(&mut self, sam: &Sam) -> Result<Validation> {
-        let predictor = Predictor::new(sam, self.preprocessing, &self.job.device.device);
+        let predictor = self.validation.predictor(sam, &self.job.device);
         let options = score::Options { surfaces: Surfaces::Skipped, resamples: 1, ..score::Options::default() };
         let one = |case: &Reference| -> Result<CaseScore> {
             let probabilities = case.input.probabilities(&predictor, prompt_free, |_, _| ())?;
             let labels = case.input.labels(&probabilities, self.job.config.threshold.unwrap_or(0.5));
             score::evaluate_labels(&case.id, &case.reference, &labels, &options)
         };
-        let report = Report::from_cases(self.validation.iter().map(one).collect::<Result<_>>()?, &options)?;
+        let report = Report::from_cases(self.validation.cases.iter().map(one).collect::<Result<_>>()?, &options)?;
         Ok(Validation { mdice: report.mdice.unwrap_or(0.0), miou: report.miou.unwrap_or(0.0) })
     }
 
@@ -552,12 +603,16 @@ impl Surroundings for Around<'_> {
         self.job.progress.at(step, format!("loss {loss:.3}{best}"));
     }
 
-    fn epoch(&mut self, row: &Epoch, best: bool) {
+    fn embeddings(&self) -> Option<Arc<Cache>> {
+        self.validation.embeddings.clone()
+    }
+
+    fn epoch(&mut self, row: &Epoch, best: bool, waited: f64) {
         if best {
             self.best = Some(row.validation.mdice);
         }
         self.job.progress.line(format!(
-            "epoch {:3}    loss {:.4}  validation mDice {:.4}  mIoU {:.4}  {:.0} s{}",
+            "epoch {:3}    loss {:.4}  validation mDice {:.4}  mIoU {:.4}  {:.0} s ({waited:.1} s waiting for data){}",
             row.epoch,
             row.loss,
             row.validation.mdice,

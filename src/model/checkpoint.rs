@@ -3,7 +3,7 @@
 //! A pickle is parsed, never executed (pytorch-reader). Every name and shape is checked against the configuration
 //! before a value is used: a missing, unexpected or misshaped tensor is an error that names it and the nearest match.
 
-use super::sam::{Sam, SamConfig};
+use super::sam::{Activations, Sam, SamConfig};
 use super::weights::{HostTensor, Kind, Part, WeightSpec, Weights};
 use crate::error::{Error, Result, nearest};
 use crate::io::safetensors::{Reader, Values, to_stream, values};
@@ -124,7 +124,7 @@ impl Checkpoint {
     /// Puts the weights on a device.
     pub fn into_sam(self, device: &Device) -> Sam {
         let weights = Weights::new(self.config.specs(), self.tensors, device);
-        Sam { config: self.config, weights }
+        Sam { config: self.config, weights, activations: Activations::Kept }
     }
 
     /// Parameters of the whole network and of its image encoder; buffers are not counted.

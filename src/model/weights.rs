@@ -123,6 +123,29 @@ impl Weight {
         self.value.clone().reshape([out, fan_in])
     }
 
+    /// The tensor that gradients reach when the weight trains: the chosen entries, or all values.
+    pub fn leaf(&self) -> &Tensor<1> {
+        self.chosen.as_ref().map_or(&self.value, |chosen| &chosen.values)
+    }
+
+    fn leaf_mut(&mut self) -> &mut Tensor<1> {
+        self.chosen.as_mut().map_or(&mut self.value, |chosen| &mut chosen.values)
+    }
+
+    /// The same values, shared, outside of any graph; chosen entries stay chosen.
+    pub(crate) fn apart(&self) -> Weight {
+        let mut apart = self.clone();
+        let leaf = apart.leaf_mut();
+        *leaf = leaf.clone().without_autodiff();
+        apart
+    }
+
+    /// Makes what stands [`Weight::apart`] the leaf of a new graph.
+    pub(crate) fn track(&mut self) {
+        let leaf = self.leaf_mut();
+        *leaf = leaf.clone().autodiff().require_grad();
+    }
+
     /// Trains the weight as a whole.
     pub fn train_all(&mut self) {
         self.value = self.value.clone().detach().autodiff().require_grad();
@@ -221,6 +244,11 @@ impl Weights {
         Weights { table: self.table.iter().map(|(name, w)| (name.clone(), freeze(w))).collect() }
     }
 
+    /// The weights below a view's prefix as a table of their own: shared, outside of any graph.
+    pub(crate) fn apart(scope: &Scope<'_>) -> Weights {
+        Weights { table: scope.iter().map(|(name, weight)| (name.clone(), weight.apart())).collect() }
+    }
+
     /// Looks names up below a prefix.
     pub fn scope<'a>(&'a self, prefix: &str) -> Scope<'a> {
         Scope { weights: self, prefix: prefix.to_string() }
@@ -238,6 +266,17 @@ impl<'a> Scope<'a> {
     /// The view one name further down.
     pub fn at(&self, name: impl std::fmt::Display) -> Scope<'a> {
         Scope { weights: self.weights, prefix: format!("{}.{name}", self.prefix) }
+    }
+
+    /// What every name of this view begins with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The weights below the prefix in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&'a String, &'a Weight)> + use<'a> {
+        let below = format!("{}.", self.prefix);
+        self.weights.table.range(below.clone()..).take_while(move |(name, _)| name.starts_with(&below))
     }
 
     /// The weight `prefix.name`.

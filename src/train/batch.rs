@@ -140,11 +140,38 @@ impl Sample {
     }
 }
 
+/// A batch in main memory: it can be made ahead, on another thread.
+#[derive(Debug, Clone)]
+pub struct Drawn {
+    /// Side of the square.
+    pub size: usize,
+    /// Normalised, padded pictures, one after the other.
+    pub pixels: Vec<f32>,
+    target: Vec<f32>,
+    valid: Vec<f32>,
+}
+
+impl Drawn {
+    /// Puts it on a device.
+    pub fn on(self, device: &Device) -> Batch {
+        let (n, size) = (self.valid.len() / (self.size * self.size), self.size);
+        let tensor = |data: Vec<f32>, channels: usize| {
+            Tensor::<4>::from_data(TensorData::new(data, [n, channels, size, size]), device)
+        };
+        Batch { valid: tensor(self.valid, 1), target: tensor(self.target, 1), pixels: tensor(self.pixels, 3) }
+    }
+}
+
+/// As [`draw`], on a device.
+pub fn batch(samples: &[Sample], chosen: &[usize], augment: Augment, seed: u64, epoch: u64, device: &Device) -> Batch {
+    draw(samples, chosen, augment, seed, epoch).on(device)
+}
+
 /// Puts samples together. Each is varied by its own generator, drawn from the seed, the epoch and the sample's number,
 /// so a batch does not depend on what was drawn before it: resuming in the middle of an epoch needs no saved state.
-pub fn batch(samples: &[Sample], chosen: &[usize], augment: Augment, seed: u64, epoch: u64, device: &Device) -> Batch {
+pub fn draw(samples: &[Sample], chosen: &[usize], augment: Augment, seed: u64, epoch: u64) -> Drawn {
     let size = chosen.first().map(|i| samples[*i].fit.size).unwrap_or(1);
-    let (n, area) = (chosen.len(), size * size);
+    let area = size * size;
     let parts: Vec<(Vec<f32>, Vec<u8>)> = chosen
         .par_iter()
         .map(|i| {
@@ -153,16 +180,14 @@ pub fn batch(samples: &[Sample], chosen: &[usize], augment: Augment, seed: u64, 
             (sample.fit.normalised(&rgb), mask)
         })
         .collect();
-    let tensor = |data: Vec<f32>, channels: usize| {
-        Tensor::<4>::from_data(TensorData::new(data, [n, channels, size, size]), device)
-    };
     let inside =
         |sample: &Sample, pixel: usize| pixel % size < sample.fit.inner[0] && pixel / size < sample.fit.inner[1];
     let valid = chosen.iter().flat_map(|i| (0..area).map(|p| f32::from(u8::from(inside(&samples[*i], p)))));
-    Batch {
-        valid: tensor(valid.collect(), 1),
-        target: tensor(parts.iter().flat_map(|p| p.1.iter().copied().map(f32::from)).collect(), 1),
-        pixels: tensor(parts.into_iter().flat_map(|p| p.0).collect(), 3),
+    Drawn {
+        size,
+        valid: valid.collect(),
+        target: parts.iter().flat_map(|p| p.1.iter().copied().map(f32::from)).collect(),
+        pixels: parts.into_iter().flat_map(|p| p.0).collect(),
     }
 }
 

@@ -8,14 +8,17 @@ pub mod state;
 
 use crate::error::{Error, Kind, Result};
 use crate::model::Sam;
+use crate::model::sam::{Cache, Embedding};
 use crate::model::weights::to_vec;
-use crate::predict::prompt_free_logits;
+use crate::predict::{logits_of, prompt_free_logits};
 use crate::tune::adam::Adam;
-use batch::{Augment, Sample, generator};
-use burn::tensor::Device;
+use batch::{Augment, Drawn, Sample, generator};
+use burn::tensor::{Device, Tensor};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 pub use state::State;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 /// How to train.
@@ -89,9 +92,18 @@ pub trait Surroundings {
     /// A step was taken: (steps, of, mean loss of the epoch so far).
     fn stepped(&mut self, step: usize, total: usize, loss: f64);
 
-    /// An epoch is over; `best` says whether it is the best so far.
-    fn epoch(&mut self, row: &Epoch, best: bool);
+    /// An epoch is over; `best` says whether it is the best so far, `waited` for how many seconds since the last
+    /// call no batch was ready.
+    fn epoch(&mut self, row: &Epoch, best: bool, waited: f64);
+
+    /// Where embeddings are kept, for an encoder that does not train.
+    fn embeddings(&self) -> Option<Arc<Cache>> {
+        None
+    }
 }
+
+/// Batches made ahead by the thread that varies pictures.
+const AHEAD: usize = 2;
 
 /// Trains what is attached, from `state` on, and leaves the best validated values in the network.
 ///
@@ -119,61 +131,106 @@ pub fn run(
     let before = state.seconds;
     let mut adam = Adam::new(options.adam_eps);
     state.attach(sam, &mut adam, device);
+    // Pictures that are varied are never seen twice.
+    let embeddings = around.embeddings().filter(|_| options.augment == Augment::Off);
 
-    while state.epoch < options.epochs && !state.finished(options) {
-        let epoch = state.epoch;
-        let first = epoch * per_epoch;
-        let order = order(samples.len(), options.seed, epoch);
-        // Of a run that was stopped after the epoch's last step, that step's rate is all that is left to know.
-        let mut lr = rate((first + state.step_in_epoch).saturating_sub(1), state.seconds);
-        let steps = order.chunks(options.batch).enumerate().take(total - first);
-        for (at, chosen) in steps.skip(state.step_in_epoch) {
-            let step = first + at;
-            lr = rate(step, state.seconds);
-            let batch = batch::batch(samples, chosen, options.augment, options.seed, epoch as u64, device);
-            let logits = prompt_free_logits(sam, batch.pixels);
-            let loss = loss::loss(logits, batch.target, batch.valid).total();
-            let value = f64::from(to_vec(loss.clone())[0]);
-            if !value.is_finite() {
-                let message = format!("the loss is {value} at step {} of epoch {}", at + 1, epoch + 1);
-                return Err(Error::new(Kind::Diverged, message)
-                    .hint("lower --lr, or look for broken pictures with `segft data check`"));
+    std::thread::scope(|scope| {
+        let (to, batches) = sync_channel(AHEAD);
+        let upcoming = upcoming(samples.len(), options, state.epoch, state.step_in_epoch);
+        scope.spawn(move || {
+            for (epoch, chosen) in upcoming {
+                let drawn = batch::draw(samples, &chosen, options.augment, options.seed, epoch as u64);
+                // The other end is gone when the training ended early.
+                if to.send(drawn).is_err() {
+                    return;
+                }
             }
-            let mut gradients = loss.backward();
-            adam.step(&mut sam.weights, &mut gradients, lr);
-            state.loss_sum += value;
-            state.step_in_epoch = at + 1;
+        });
+        let mut waited = 0.0;
+        while state.epoch < options.epochs && !state.finished(options) {
+            let epoch = state.epoch;
+            let first = epoch * per_epoch;
+            // Of a run that was stopped after the epoch's last step, that step's rate is all that is left to know.
+            let mut lr = rate((first + state.step_in_epoch).saturating_sub(1), state.seconds);
+            for at in state.step_in_epoch..per_epoch.min(total - first) {
+                let step = first + at;
+                lr = rate(step, state.seconds);
+                let asked = Instant::now();
+                let Ok(drawn) = batches.recv() else {
+                    return Err(Error::job("the thread that makes batches has ended"));
+                };
+                waited += asked.elapsed().as_secs_f64();
+                let loss = step_loss(sam, drawn, embeddings.as_deref(), device);
+                let value = f64::from(to_vec(loss.clone())[0]);
+                if !value.is_finite() {
+                    let message = format!("the loss is {value} at step {} of epoch {}", at + 1, epoch + 1);
+                    return Err(Error::new(Kind::Diverged, message)
+                        .hint("lower --lr, or look for broken pictures with `segft data check`"));
+                }
+                let mut gradients = loss.backward();
+                adam.step(&mut sam.weights, &mut gradients, lr);
+                state.loss_sum += value;
+                state.step_in_epoch = at + 1;
+                state.seconds = before + start.elapsed().as_secs_f64();
+                around.stepped(step + 1, total, state.loss_sum / (at + 1) as f64);
+                let stop = around.stopped();
+                if stop || (step + 1).is_multiple_of(options.save_every) {
+                    state.detach(sam, &adam);
+                    around.save(&state)?;
+                }
+                if stop {
+                    return Err(Error::new(Kind::Interrupted, "stopped, the state is saved")
+                        .hint("go on with `segft train --resume`"));
+                }
+                if options.minutes.is_some_and(|m| state.seconds >= 60.0 * m) {
+                    break;
+                }
+            }
+            let step = first + state.step_in_epoch;
+            if !state.is_due(step, options) {
+                state.end_epoch_unseen();
+                continue;
+            }
+            let validation = around.validate(sam)?;
             state.seconds = before + start.elapsed().as_secs_f64();
-            around.stepped(step + 1, total, state.loss_sum / (at + 1) as f64);
-            let stop = around.stopped();
-            if stop || (step + 1).is_multiple_of(options.save_every) {
-                state.detach(sam, &adam);
-                around.save(&state)?;
-            }
-            if stop {
-                return Err(Error::new(Kind::Interrupted, "stopped, the state is saved")
-                    .hint("go on with `segft train --resume`"));
-            }
-            if options.minutes.is_some_and(|m| state.seconds >= 60.0 * m) {
-                break;
-            }
+            let loss = state.loss_sum / state.step_in_epoch.max(1) as f64;
+            let row = Epoch { epoch: epoch + 1, step, lr, loss, validation, seconds: state.seconds };
+            state.detach(sam, &adam);
+            let best = state.end_epoch(row.clone());
+            around.epoch(&row, best, std::mem::take(&mut waited));
+            around.save(&state)?;
         }
-        let step = first + state.step_in_epoch;
-        if !state.is_due(step, options) {
-            state.end_epoch_unseen();
-            continue;
-        }
-        let validation = around.validate(sam)?;
-        state.seconds = before + start.elapsed().as_secs_f64();
-        let loss = state.loss_sum / state.step_in_epoch.max(1) as f64;
-        let row = Epoch { epoch: epoch + 1, step, lr, loss, validation, seconds: state.seconds };
-        state.detach(sam, &adam);
-        let best = state.end_epoch(row.clone());
-        around.epoch(&row, best);
-        around.save(&state)?;
-    }
-    state.put_best(sam, device);
-    Ok(state)
+        state.put_best(sam, device);
+        Ok(state)
+    })
+}
+
+/// The loss of one batch; pictures of a frozen encoder are embedded one by one, and each of them once.
+fn step_loss(sam: &Sam, drawn: Drawn, embeddings: Option<&Cache>, device: &Device) -> Tensor<1> {
+    let size = drawn.size;
+    let embedding = embeddings.map(|cache| {
+        let pictures = drawn.pixels.chunks_exact(3 * size * size);
+        Embedding::cat(pictures.map(|pixels| cache.embed(sam, pixels, device)).collect())
+    });
+    let batch = drawn.on(device);
+    let logits = match embedding {
+        Some(embedding) => logits_of(sam, embedding, size),
+        None => prompt_free_logits(sam, batch.pixels),
+    };
+    loss::loss(logits, batch.target, batch.valid).total()
+}
+
+/// The samples of every step from one on, and its epoch.
+fn upcoming(samples: usize, options: &Options, epoch: usize, step: usize) -> impl Iterator<Item = (usize, Vec<usize>)> {
+    let (size, seed) = (options.batch, options.seed);
+    let per_epoch = samples.div_ceil(size);
+    let total = options.steps.unwrap_or(per_epoch.saturating_mul(options.epochs));
+    (epoch..options.epochs).take_while(move |e| e * per_epoch < total).flat_map(move |e| {
+        let skipped = if e == epoch { step } else { 0 };
+        let order = order(samples, seed, e);
+        let steps: Vec<Vec<usize>> = order.chunks(size).take(total - e * per_epoch).map(<[usize]>::to_vec).collect();
+        steps.into_iter().skip(skipped).map(move |chosen| (e, chosen))
+    })
 }
 
 /// The order of an epoch's samples: drawn from the seed and the epoch alone.
@@ -186,6 +243,36 @@ fn order(samples: usize, seed: u64, epoch: usize) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_drawn_ahead_is_what_the_steps_ask_for() {
+        let options = |steps| Options {
+            epochs: 3,
+            batch: 4,
+            lr: 1e-3,
+            adam_eps: 1e-8,
+            seed: 2,
+            augment: Augment::Off,
+            patience: 9,
+            minutes: None,
+            steps,
+            save_every: 9,
+        };
+        // 10 samples in batches of 4: three steps an epoch, the last of two samples.
+        let all: Vec<_> = upcoming(10, &options(None), 0, 0).collect();
+        assert_eq!(
+            all.iter().map(|(epoch, chosen)| (*epoch, chosen.len())).collect::<Vec<_>>()[2..4],
+            [(0, 2), (1, 4)]
+        );
+        assert_eq!(all.len(), 9);
+        assert_eq!(all[3..6].iter().flat_map(|(_, chosen)| chosen.clone()).collect::<Vec<_>>(), order(10, 2, 1));
+        // Resumed after the first step of the second epoch; cut short by counted steps.
+        assert_eq!(upcoming(10, &options(None), 1, 1).collect::<Vec<_>>(), all[4..]);
+        assert_eq!(
+            upcoming(10, &Options { epochs: usize::MAX, ..options(Some(5)) }, 0, 0).collect::<Vec<_>>(),
+            all[..5]
+        );
+    }
 
     #[test]
     fn every_sample_once_an_epoch_in_a_new_order() {

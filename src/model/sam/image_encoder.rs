@@ -5,6 +5,7 @@
 
 use super::config::{SamConfig, Stem};
 use super::layers::{norm, squares};
+use super::recompute::recomputed;
 use crate::model::kernel::attention::self_attention;
 use crate::model::kernel::conv::conv3;
 use crate::model::kernel::gelu::gelu;
@@ -16,6 +17,15 @@ use burn::tensor::Tensor;
 /// Epsilon of the encoder's norms.
 pub(super) const EPSILON: f64 = 1e-6;
 
+/// What a step keeps of the inside of the encoder's blocks for its backward pass. Gradients are the same to the bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activations {
+    /// All that backward reads.
+    Kept,
+    /// Each block's input alone: backward runs the blocks again, one at a time. Less memory, one more forward pass.
+    Recomputed,
+}
+
 /// What the decoder needs of a picture.
 #[derive(Debug, Clone)]
 pub struct Embedding {
@@ -23,6 +33,23 @@ pub struct Embedding {
     pub coarse: Tensor<4>,
     /// With a stem, its features at strides 4 and 8, channels last.
     pub fine: Option<[Tensor<4>; 2]>,
+}
+
+impl Embedding {
+    /// Embeddings of pictures as that of their batch.
+    pub fn cat(parts: Vec<Embedding>) -> Embedding {
+        let coarse = parts.iter().map(|part| part.coarse.clone()).collect();
+        let fine: Vec<[Tensor<4>; 2]> = parts.into_iter().filter_map(|part| part.fine).collect();
+        let level = |i: usize| Tensor::cat(fine.iter().map(|levels| levels[i].clone()).collect(), 0);
+        let fine = if fine.is_empty() { None } else { Some([level(0), level(1)]) };
+        Embedding { coarse: Tensor::cat(coarse, 0), fine }
+    }
+
+    /// Bytes it takes.
+    pub fn bytes(&self) -> usize {
+        let of = |x: &Tensor<4>| size_of::<f32>() * x.dims().iter().product::<usize>();
+        of(&self.coarse) + self.fine.iter().flatten().map(of).sum::<usize>()
+    }
 }
 
 /// What the encoder computes on its way, for tests against stored numbers.
@@ -40,18 +67,24 @@ pub struct Stages {
 ///
 /// # Shapes
 /// `[batch, 3, size, size]` → an embedding of side `size / patch`; `size` is any multiple of the patch.
-pub fn encode(config: &SamConfig, weights: &Weights, pixels: Tensor<4>) -> Embedding {
-    stages(config, weights, pixels, |_| ()).output
+pub fn encode(config: &SamConfig, weights: &Weights, pixels: Tensor<4>, activations: Activations) -> Embedding {
+    stages(config, weights, pixels, activations, |_| ()).output
 }
 
 /// As [`encode`], keeping every stage.
 pub fn encode_stages(config: &SamConfig, weights: &Weights, pixels: Tensor<4>) -> Stages {
     let mut blocks = Vec::new();
-    let stages = stages(config, weights, pixels, |x| blocks.push(x.clone()));
+    let stages = stages(config, weights, pixels, Activations::Kept, |x| blocks.push(x.clone()));
     Stages { blocks, ..stages }
 }
 
-fn stages(config: &SamConfig, weights: &Weights, pixels: Tensor<4>, mut after_block: impl FnMut(&Tensor<4>)) -> Stages {
+fn stages(
+    config: &SamConfig,
+    weights: &Weights,
+    pixels: Tensor<4>,
+    activations: Activations,
+    mut after_block: impl FnMut(&Tensor<4>),
+) -> Stages {
     let scope = weights.scope("image_encoder");
     let (patch_embed, fine) = match &config.stem {
         Some(stem) => {
@@ -67,7 +100,11 @@ fn stages(config: &SamConfig, weights: &Weights, pixels: Tensor<4>, mut after_bl
     let mut x = patch_embed.clone() + positions(&scope, side);
     for i in 0..config.depth {
         let window = if config.global.contains(&i) { 0 } else { config.window };
-        x = block(x, &scope.at("blocks").at(i), config.heads, window);
+        let (scope, sizes) = (scope.at("blocks").at(i), Block { heads: config.heads, window });
+        x = match activations {
+            Activations::Kept => block(x, &scope, sizes),
+            Activations::Recomputed => recomputed(x, &scope, sizes),
+        };
         after_block(&x);
     }
     let neck = scope.at("neck");
@@ -111,8 +148,16 @@ fn positions(scope: &Scope<'_>, side: usize) -> Tensor<4> {
     resize::bilinear(table.permute([0, 3, 1, 2]), side, side).permute([0, 2, 3, 1])
 }
 
-/// Attention (windowed unless `window` is 0) and MLP, each on top of its input. `[batch, h, w, c]` → the same.
-fn block(x: Tensor<4>, scope: &Scope<'_>, heads: usize, window: usize) -> Tensor<4> {
+/// What a block's weights do not tell.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Block {
+    pub(super) heads: usize,
+    /// Side of a window; 0 for global attention.
+    pub(super) window: usize,
+}
+
+/// Attention and MLP, each on top of its input. `[batch, h, w, c]` → the same.
+pub(super) fn block(x: Tensor<4>, scope: &Scope<'_>, Block { heads, window }: Block) -> Tensor<4> {
     let [_, h, w, _] = x.dims();
     let y = norm(x.clone(), &scope.at("norm1"), EPSILON);
     let y = if window == 0 {

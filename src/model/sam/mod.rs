@@ -1,19 +1,22 @@
 //! Segment Anything (Kirillov et al., arXiv 2304.02643): image encoder, prompt encoder, mask decoder.
 
+mod cache;
 pub mod config;
 pub mod image_encoder;
 mod layers;
 pub mod mask_decoder;
 pub mod prompt_encoder;
+mod recompute;
 mod transformer;
 
+pub use cache::{Cache, Counts};
 pub use config::{SamConfig, Stem};
-pub use image_encoder::Embedding;
+pub use image_encoder::{Activations, Embedding};
 pub use mask_decoder::{Decoded, Masks};
 pub use prompt_encoder::{PointLabel, Prompt, PromptEmbedding};
 
 use super::resize::bilinear;
-use super::weights::Weights;
+use super::weights::{Part, Weights};
 use crate::image::Fit;
 use burn::tensor::Tensor;
 
@@ -24,17 +27,24 @@ pub struct Sam {
     pub config: SamConfig,
     /// Weights by official name.
     pub weights: Weights,
+    /// What a step that is differentiated keeps of the encoder's blocks.
+    pub activations: Activations,
 }
 
 impl Sam {
     /// The same network (weights shared) as a constant: what is computed with it is not recorded for gradients.
     pub fn frozen(&self) -> Sam {
-        Sam { config: self.config.clone(), weights: self.weights.frozen() }
+        Sam { config: self.config.clone(), weights: self.weights.frozen(), activations: self.activations }
+    }
+
+    /// Whether no weight of the image encoder trains: a picture's embedding then stays the same.
+    pub fn encoder_is_frozen(&self) -> bool {
+        !self.weights.iter().any(|(_, w)| w.spec.part == Part::ImageEncoder && w.trained() > 0)
     }
 
     /// Embeds normalised, padded pictures: `[batch, 3, size, size]` → side `s = size / patch`.
     pub fn embed(&self, pixels: Tensor<4>) -> Embedding {
-        image_encoder::encode(&self.config, &self.weights, pixels)
+        image_encoder::encode(&self.config, &self.weights, pixels, self.activations)
     }
 
     /// Masks for one prompt per embedding.
