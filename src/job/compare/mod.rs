@@ -113,7 +113,7 @@ impl Request {
     /// # Errors
     /// A usage error for unknown methods, for what is named twice, and for keys that have no place in a comparison.
     pub fn new(config: Config, methods: Vec<String>, seeds: u64, sizes: Vec<Size>, lrs: Vec<f64>) -> Result<Request> {
-        methods.iter().try_for_each(|name| method::find(name).map(|_| ()))?;
+        methods.iter().try_for_each(|name| config.for_method(name).map(|_| ()))?;
         for (key, set) in [
             ("minutes", config.minutes.is_some()),
             ("lr", config.lr.is_some()),
@@ -163,8 +163,12 @@ impl Request {
 
     /// The settings that all trainings share and that change what comes out.
     fn options(&self) -> Result<Map<String, Value>> {
-        const NAMES: [&str; 14] = [
+        const NAMES: [&str; 18] = [
             "k",
+            "ratio",
+            "budget",
+            "score",
+            "group",
             "biases",
             "decoder",
             "batch",
@@ -179,22 +183,28 @@ impl Request {
             "labels",
             "threshold",
         ];
-        let all = serde_json::to_value(&self.config).map_err(|e| Error::job(format!("configuration: {e}")))?;
-        Ok(NAMES.iter().map(|name| (name.to_string(), all[*name].clone())).collect())
+        // What results of before these keys do not say is as if it were not said.
+        const LATER: [&str; 4] = ["ratio", "budget", "score", "group"];
+        let mut config = self.config.clone();
+        if config.ratio.is_none() && config.budget.is_none() {
+            config.k.get_or_insert(1);
+        }
+        let all = serde_json::to_value(&config).map_err(|e| Error::job(format!("configuration: {e}")))?;
+        let said = NAMES.iter().filter(|name| !(LATER.contains(name) && all[**name].is_null()));
+        Ok(said.map(|name| (name.to_string(), all[*name].clone())).collect())
     }
 
     /// The configuration of one training.
-    fn training(&self, setup: &Setup, folder: PathBuf) -> Config {
-        Config {
-            method: setup.method.clone(),
+    fn training(&self, setup: &Setup, folder: PathBuf) -> Result<Config> {
+        Ok(Config {
             sizes: setup.size.cases(),
             steps: Some(setup.steps),
             lr: Some(setup.lr),
             seed: setup.seed,
             split_seed: Some(setup.split_seed),
             out: Some(folder),
-            ..self.config.clone()
-        }
+            ..self.config.for_method(&setup.method)?
+        })
     }
 }
 
@@ -410,7 +420,7 @@ impl Work<'_> {
         if self.stop.load(Ordering::SeqCst) {
             return Err(Error::new(Kind::Interrupted, "stopped, what is done is kept").hint(GO_ON));
         }
-        let config = self.request.training(setup, folder.to_path_buf());
+        let config = self.request.training(setup, folder.to_path_buf())?;
         let counted = forget_peak();
         let metrics = train::complete(config, sides.splits.clone(), &self.base_sha256, judge, self.progress);
         let metrics = metrics.map_err(|e| if e.kind == Kind::Interrupted { e.hint(GO_ON) } else { e })?;
