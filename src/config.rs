@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result, nearest};
 use crate::image::{Axis, Resize, Window};
-use crate::method::{Settings, Train};
+use crate::method::{self, Budget, Group, OtherScores, Score, Settings, Train};
 use crate::predict::Preprocessing;
 use crate::train::batch::Augment;
 use serde::{Deserialize, Serialize};
@@ -48,10 +48,18 @@ pub struct Config {
     pub sizes: Option<usize>,
     /// `tiny`, `sam_vit_b`, … or a checkpoint file.
     pub model: String,
-    /// `gps`, `full`, `decoder`.
+    /// The name of one of [`method::methods`].
     pub method: String,
-    /// Entries per output neuron.
-    pub k: usize,
+    /// Entries chosen per output neuron; 1 where nothing is said of `ratio` and `budget` either.
+    pub k: Option<usize>,
+    /// Part of the weights to choose from, instead.
+    pub ratio: Option<f64>,
+    /// Entries in all, instead.
+    pub budget: Option<usize>,
+    /// What entries are chosen by; the method's own by default.
+    pub score: Option<Score>,
+    /// Among which weights the best are looked for; the method's own by default.
+    pub group: Option<Group>,
     /// Whether the image encoder's biases train.
     pub biases: bool,
     /// Whether the mask decoder trains.
@@ -121,7 +129,11 @@ impl Default for Config {
             sizes: None,
             model: "tiny".into(),
             method: "gps".into(),
-            k: 1,
+            k: None,
+            ratio: None,
+            budget: None,
+            score: None,
+            group: None,
             biases: true,
             decoder: true,
             selection: None,
@@ -229,7 +241,83 @@ impl Config {
     /// The method's settings.
     pub fn settings(&self) -> Settings {
         let train = |yes| if yes { Train::Yes } else { Train::No };
-        Settings { k: self.k, biases: train(self.biases), decoder: train(self.decoder) }
+        Settings {
+            budget: self.given_budget().unwrap_or(Settings::default().budget),
+            score: self.score,
+            group: self.group,
+            biases: train(self.biases),
+            decoder: train(self.decoder),
+        }
+    }
+
+    fn given_budget(&self) -> Option<Budget> {
+        let ratio = self.ratio.map(Budget::Ratio);
+        ratio.or(self.budget.map(Budget::Count)).or(self.k.map(Budget::PerNeuron))
+    }
+
+    /// The same with what is left to the method filled in: what is written into a run is what was used.
+    ///
+    /// # Errors
+    /// A usage error for an unknown method.
+    pub fn settled(mut self) -> Result<Config> {
+        let method = method::find(&self.method)?;
+        self.lr.get_or_insert_with(|| method.lr());
+        if let Some(rule) = method.rule() {
+            self.score.get_or_insert(rule.score);
+            self.group.get_or_insert(rule.group);
+            self.set_budget(self.settings().budget);
+        }
+        Ok(self)
+    }
+
+    fn set_budget(&mut self, budget: Budget) {
+        (self.k, self.ratio, self.budget) = match budget {
+            Budget::PerNeuron(k) => (Some(k), None, None),
+            Budget::Ratio(ratio) => (None, Some(ratio), None),
+            Budget::Count(count) => (None, None, Some(count)),
+        };
+    }
+
+    /// The same for one of several methods that share a configuration: what says how entries are chosen is dropped for
+    /// one that chooses none.
+    ///
+    /// # Errors
+    /// A usage error for an unknown method, and for a score that it does not take.
+    pub fn for_method(&self, name: &str) -> Result<Config> {
+        let mut config = Config { method: name.to_string(), ..self.clone() };
+        if method::find(name)?.rule().is_none() {
+            (config.k, config.ratio, config.budget, config.score, config.group) = (None, None, None, None, None);
+        }
+        config.check_choice()?;
+        Ok(config)
+    }
+
+    /// The same with what a given selection was made with.
+    ///
+    /// # Errors
+    /// A usage error naming a flag that says otherwise, or the method.
+    pub fn with_selection(mut self, budget: Budget, score: Score, group: Group) -> Result<Config> {
+        let made = |flag: String, with: String| {
+            Err(Error::usage(format!("{flag}: the selection was made with {with}")).hint("leave the flag out"))
+        };
+        let word = |budget: Budget| match budget {
+            Budget::PerNeuron(k) => format!("--k {k}"),
+            Budget::Ratio(ratio) => format!("--ratio {ratio}"),
+            Budget::Count(count) => format!("--budget {count}"),
+        };
+        if let Some(given) = self.given_budget().filter(|given| *given != budget) {
+            return made(word(given), word(budget));
+        }
+        if let Some(given) = self.score.filter(|given| *given != score) {
+            return made(format!("--score {given}"), format!("--score {score}"));
+        }
+        if let Some(given) = self.group.filter(|given| *given != group) {
+            return made(format!("--group {given}"), format!("--group {group}"));
+        }
+        self.set_budget(budget);
+        (self.score, self.group) = (Some(score), Some(group));
+        self.check_choice()?;
+        Ok(self)
     }
 
     /// How cases are brought into a network of this size.
@@ -256,14 +344,14 @@ impl Config {
 
     fn check(&self) -> Result<()> {
         let wrong = |m: String| Err(Error::usage(m));
-        crate::method::find(&self.method)?;
+        self.check_choice()?;
         if !["mild", "strong", "none"].contains(&self.augment.as_str()) {
             let near = nearest(&self.augment, ["mild", "strong", "none"]);
             let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
             return wrong(format!("--augment is `{}`, expected mild, strong or none{near}", self.augment));
         }
-        if self.k == 0 || self.batch == 0 || self.epochs == 0 || self.patience == 0 {
-            return wrong("--k, --batch, --epochs and --patience must be at least 1".into());
+        if self.batch == 0 || self.epochs == 0 || self.patience == 0 {
+            return wrong("--batch, --epochs and --patience must be at least 1".into());
         }
         if self.lr.is_some_and(|lr| !(lr > 0.0 && lr.is_finite())) {
             return wrong("--lr must be above 0".into());
@@ -284,6 +372,42 @@ impl Config {
             return wrong("--folds N and --fold I go together".into());
         }
         Ok(())
+    }
+
+    /// What says how entries are chosen: fits itself, and the method.
+    fn check_choice(&self) -> Result<()> {
+        let rule = method::find(&self.method)?.rule();
+        let budgets =
+            [("--k", self.k.is_some()), ("--ratio", self.ratio.is_some()), ("--budget", self.budget.is_some())];
+        let mut budgets = budgets.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag);
+        let budget = budgets.next();
+        if let (Some(one), Some(other)) = (budget, budgets.next()) {
+            return Err(Error::usage(format!("{one} and {other} exclude each other")).hint("each says how many"));
+        }
+        let Some(rule) = rule else {
+            let others = [
+                ("--score", self.score.is_some()),
+                ("--group", self.group.is_some()),
+                ("--selection", self.selection.is_some()),
+            ];
+            let other = others.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag);
+            return match budget.or(other) {
+                None => Ok(()),
+                Some(flag) => Err(Error::usage(format!("{flag} does not go with `--method {}`", self.method))
+                    .hint("that method chooses no single weights")),
+            };
+        };
+        if self.k == Some(0) || self.budget == Some(0) {
+            return Err(Error::usage(format!("{} must be at least 1", budget.unwrap_or("--k"))));
+        }
+        if self.ratio.is_some_and(|ratio| !(ratio > 0.0 && ratio <= 1.0)) {
+            return Err(Error::usage("--ratio must lie above 0 and not above 1"));
+        }
+        match self.score.filter(|score| *score != rule.score && rule.other_scores == OtherScores::Refused) {
+            None => Ok(()),
+            Some(score) => Err(Error::usage(format!("--score {score} does not go with `--method {}`", self.method))
+                .hint(format!("that method is score `{}`; for another: --method gps --score {score}", rule.score))),
+        }
     }
 }
 
@@ -337,6 +461,12 @@ fn check_type(key: &str, value: Value, from: &str) -> Result<Value> {
         "axis" => {
             shown.parse::<Axis>().map_err(renamed)?;
         }
+        "score" => {
+            shown.parse::<Score>().map_err(renamed)?;
+        }
+        "group" => {
+            shown.parse::<Group>().map_err(renamed)?;
+        }
         _ => {}
     }
     // In the environment a switch is often 1 or 0.
@@ -386,7 +516,7 @@ mod tests {
         let config =
             Config::resolve(Some(&file), &environment, &["lr=0.25".into()], &flags(r#"{"epochs":4,"k":null}"#))
                 .unwrap();
-        assert_eq!((config.epochs, config.seed, config.lr, config.k), (4, 2, Some(0.25), 1));
+        assert_eq!((config.epochs, config.seed, config.lr, config.k), (4, 2, Some(0.25), None));
         assert_eq!(config.window.to_string(), "0,80");
     }
 
@@ -397,6 +527,38 @@ mod tests {
         let file = folder.path().join("config.toml");
         std::fs::write(&file, config.to_toml().unwrap()).unwrap();
         assert_eq!(Config::load(&file).unwrap(), config);
+    }
+
+    #[test]
+    fn what_is_left_to_the_method_is_filled_in_and_stays() {
+        let config = Config::default().settled().unwrap();
+        let choice = (config.k, config.ratio, config.score, config.group);
+        assert_eq!(choice, (Some(1), None, Some(Score::Gradient), Some(Group::Neuron)));
+        assert_eq!(config.clone().settled().unwrap(), config);
+        config.check().unwrap();
+        let shared = Config { ratio: Some(0.5), ..Config::default() };
+        assert_eq!(shared.for_method("gps").unwrap().settled().unwrap().ratio, Some(0.5));
+        let full = shared.for_method("full").unwrap().settled().unwrap();
+        assert_eq!((full.k, full.ratio, full.score), (None, None, None));
+        full.check().unwrap();
+    }
+
+    #[test]
+    fn a_given_selection_says_how_it_was_made() {
+        let made = |config: Config| config.with_selection(Budget::PerNeuron(2), Score::Fisher, Group::Tensor);
+        let config = made(Config::default()).unwrap();
+        assert_eq!((config.k, config.score, config.group), (Some(2), Some(Score::Fisher), Some(Group::Tensor)));
+        assert_eq!(made(config.clone()).unwrap(), config);
+        for (config, flag) in [
+            (Config { k: Some(1), ..Config::default() }, "--k 1"),
+            (Config { ratio: Some(0.1), ..Config::default() }, "--ratio 0.1"),
+            (Config { score: Some(Score::Snr), ..Config::default() }, "--score snr"),
+            (Config { group: Some(Group::Neuron), ..Config::default() }, "--group neuron"),
+            (Config { method: "full".into(), ..Config::default() }, "`--method full`"),
+        ] {
+            let error = made(config).unwrap_err();
+            assert_eq!((error.kind.exit_code(), error.message.contains(flag)), (2, true), "{flag}: {error}");
+        }
     }
 
     #[test]

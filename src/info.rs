@@ -4,6 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::io::{nifti, picture, safetensors};
+use crate::method::Budget;
 use crate::model::checkpoint;
 use crate::run::Run;
 use crate::tune::patch::Patch;
@@ -95,11 +96,21 @@ fn weights(path: &Path) -> Result<Value> {
 fn selection(path: &Path) -> Result<Value> {
     let selection = Selection::load(path)?;
     let weights: Map<String, Value> = selection.chosen.iter().map(|(n, i)| (n.clone(), json!(i.len()))).collect();
+    let (k, ratio, budget) = match selection.budget {
+        Budget::PerNeuron(k) => (Some(k), None, None),
+        Budget::Ratio(ratio) => (None, Some(ratio), None),
+        Budget::Count(count) => (None, None, Some(count)),
+    };
     Ok(json!({
         "kind": "selection",
         "path": path.display().to_string(),
         "method": selection.method,
-        "k": selection.k,
+        "k": k,
+        "ratio": ratio,
+        "budget": budget,
+        "score": selection.score.to_string(),
+        "group": selection.group.to_string(),
+        "seed": selection.seed,
         "base_name": selection.base_name,
         "base_sha256": selection.base_sha256,
         "n_values": selection.len(),

@@ -79,10 +79,8 @@ fn hits(name: &str, config: SamConfig, activations: Activations, sizes: &[usize]
     let step =
         |sam: &segft::model::Sam| loss(prompt_free_logits(sam, pixels.clone()), target.clone(), target.clone()).total();
     let method = method::find(name).unwrap();
-    let chosen = method.needs_gradients().then(|| {
-        let table = gradients::accumulate(&sam, std::iter::once(Ok(())), |sam, ()| Ok(step(sam))).unwrap();
-        method.choose(&specs, &table, &Settings::default()).unwrap().unwrap()
-    });
+    let once = std::iter::once(Ok(()));
+    let chosen = gradients::choose(method, &sam, &Settings::default(), 0, once, |sam, ()| Ok(step(sam))).unwrap();
     let plan = method::plan(method, &specs, chosen.as_ref(), &Settings::default());
     attach(&mut sam, &plan, &device);
     let mut adam = Adam::new(1e-8);

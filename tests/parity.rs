@@ -7,7 +7,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use segft::image::{Fit, Picture, Resize};
 use segft::io::safetensors::{Reader, values};
-use segft::method::{self, Settings};
+use segft::method::{self, Settings, Sum};
 use segft::model::sam::{
     Decoded, Embedding, Masks, PointLabel, Prompt, image_encoder, logits_fullsize, prompt_encoder,
 };
@@ -205,11 +205,11 @@ fn parity_of_the_loss() {
 fn select(sam: &Sam) -> (method::Chosen, method::GradientTable) {
     let mut expected = Expected::open();
     let pictures = expected.shape("gps.images")[0];
-    let table =
-        gradients::accumulate(sam, (0..pictures).map(Ok), |sam, i| Ok(gps_loss(sam, &mut expected, i).1.total()));
-    let (table, specs) = (table.unwrap(), sam.config.specs());
+    let mut loss = |sam: &Sam, i| Ok(gps_loss(sam, &mut expected, i).1.total());
+    let (_, mut sums) = gradients::accumulate(sam, &[Sum::Signed], (0..pictures).map(Ok), &mut loss).unwrap();
     let gps = method::find("gps").unwrap();
-    (gps.choose(&specs, &table, &Settings::default()).unwrap().unwrap(), table)
+    let chosen = gradients::choose(gps, sam, &Settings::default(), 0, (0..pictures).map(Ok), loss).unwrap();
+    (chosen.unwrap(), sums.remove(&Sum::Signed).unwrap())
 }
 
 #[test]

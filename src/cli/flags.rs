@@ -189,7 +189,7 @@ pub(super) struct Bench {
     /// Pictures at once
     #[arg(long, default_value_t = 1)]
     batch: usize,
-    /// Entries per neuron in mode gps
+    /// Entries per neuron, in modes that choose entries
     #[arg(long, default_value_t = 1)]
     k: usize,
     /// Timed repetitions
@@ -429,9 +429,22 @@ pub(super) struct Common {
     /// tiny, tiny-random, sam_vit_b, sam_vit_l, sam_vit_h, medsam_vit_b, or a checkpoint file [default: tiny]
     #[arg(long, value_name = "NAME|FILE", help_heading = "Model and method")]
     model: Option<String>,
-    /// Weights selected per output neuron [default: 1]
+    /// Weights selected per output neuron; in larger groups, as many in all [default: 1]
     #[arg(long, help_heading = "Model and method", value_parser = whole)]
     k: Option<usize>,
+    /// Part of the encoder's matrices selected, instead of --k
+    #[arg(long, value_name = "PART", help_heading = "Model and method")]
+    ratio: Option<f64>,
+    /// Weights selected in all, instead of --k
+    #[arg(long, value_name = "N", help_heading = "Model and method", value_parser = whole)]
+    budget: Option<usize>,
+    /// gradient, abs-gradient, fisher, snr, second-order, gradient-weight, largest, smallest or random [default: the
+    /// method's own]
+    #[arg(long, help_heading = "Model and method")]
+    score: Option<String>,
+    /// neuron, tensor or global: among which weights the best scores are looked for [default: the method's own]
+    #[arg(long, help_heading = "Model and method")]
+    group: Option<String>,
     /// Leave the image encoder's biases as they are
     #[arg(long = "no-biases", help_heading = "Model and method")]
     #[serde(rename = "biases", serialize_with = "if_unset")]

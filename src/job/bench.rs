@@ -5,7 +5,7 @@ use super::forecast;
 use crate::config::Recompute;
 use crate::device::peak_rss_mib;
 use crate::error::{Error, Result, nearest};
-use crate::method::{self, Plan, Settings};
+use crate::method::{self, Budget, Plan, Settings};
 use crate::model::checkpoint;
 use crate::model::sam::{Activations, Masks, Prompt};
 use crate::model::weights::to_vec;
@@ -32,7 +32,7 @@ pub struct Request {
     pub mode: String,
     /// Pictures at once.
     pub batch: usize,
-    /// Entries per neuron in mode `gps`.
+    /// Entries per neuron, where the mode is a method that chooses entries.
     pub k: usize,
     /// Timed repetitions.
     pub steps: usize,
@@ -134,20 +134,15 @@ impl Picture {
 
 fn plan(mode: &str, sam: &Sam, picture: &Picture, k: usize) -> Result<Plan> {
     let method = method::find(mode).map_err(|e| {
-        let known = ["encode", "predict"].into_iter().chain(method::methods().into_iter().map(|(name, ..)| name));
+        let known = ["encode", "predict"].into_iter().chain(method::methods().iter().map(|(name, ..)| *name));
         let near =
             nearest(mode, known).map(|n| format!("did you mean `{n}`?")).unwrap_or_else(|| e.hint.unwrap_or_default());
         Error::usage(format!("unknown mode `{mode}`")).hint(near)
     })?;
-    let (specs, settings) = (sam.config.specs(), Settings { k, ..Settings::default() });
-    let chosen = match method.needs_gradients() {
-        true => {
-            let table = gradients::accumulate(sam, std::iter::once(Ok(picture)), |sam, p| Ok(p.loss(sam)))?;
-            method.choose(&specs, &table, &settings)?
-        }
-        false => None,
-    };
-    Ok(method::plan(method, &specs, chosen.as_ref(), &settings))
+    let settings = Settings { budget: Budget::PerNeuron(k), ..Settings::default() };
+    let pictures = std::iter::once(Ok(picture));
+    let chosen = gradients::choose(method, sam, &settings, 0, pictures, |sam, picture| Ok(picture.loss(sam)))?;
+    Ok(method::plan(method, &sam.config.specs(), chosen.as_ref(), &settings))
 }
 
 fn median(times: &[f64]) -> f64 {

@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::data::{self, Splits};
 use crate::error::{Error, Result};
 use crate::job::{base, forecast};
-use crate::method::{self, GradientTable};
+use crate::method::{self, Rule, Score};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::sam::Activations;
 use crate::model::{Sam, SamConfig};
@@ -118,10 +118,8 @@ pub fn preprocessing(config: &Config, sam: &SamConfig) -> Result<Preprocessing> 
 /// # Errors
 /// What data, weights and gradients answer.
 pub fn run(config: &Config, to: &Path, progress: &Progress) -> Result<Selection> {
-    if !method::find(&config.method)?.needs_gradients() {
-        return Err(Error::usage(format!("method `{}` selects nothing", config.method))
-            .hint("`segft select` is for methods that choose weights, as gps"));
-    }
+    let config = &config.clone().settled()?;
+    rule(config)?;
     let device = super::device(&config.device, progress)?;
     let splits = prepare(config, progress)?;
     splits.warnings.iter().for_each(|w| progress.warn(w));
@@ -141,10 +139,29 @@ pub fn run(config: &Config, to: &Path, progress: &Progress) -> Result<Selection>
     Ok(selection)
 }
 
-/// The selection of a method that needs one. `base` is the base's name and SHA-256.
+/// How the configured method chooses entries.
 ///
 /// # Errors
-/// A job error when a gradient is not a number.
+/// A usage error when it chooses none.
+fn rule(config: &Config) -> Result<Rule> {
+    method::rule(method::find(&config.method)?, &config.settings()).ok_or_else(|| {
+        Error::usage(format!("method `{}` selects nothing", config.method))
+            .hint("`segft select` is for methods that choose weights, as gps")
+    })
+}
+
+/// Ids of the cases that a selection looks at: those of the training, or none.
+pub fn cases(config: &Config, splits: &Splits) -> Vec<String> {
+    let looks = rule(config).is_ok_and(|rule| !rule.score.needs().is_empty());
+    if looks { splits.train.iter().map(|c| c.id.clone()).collect() } else { Vec::new() }
+}
+
+/// The selection of a method that chooses entries: where gradients are needed, by one
+/// deterministic pass over the training samples, one at a time, in order, not augmented. `base` is the base's name and
+/// SHA-256.
+///
+/// # Errors
+/// As [`gradients::choose`].
 pub fn select(
     sam: &Sam,
     base: &(String, String),
@@ -154,30 +171,28 @@ pub fn select(
     progress: &Progress,
     device: &Device,
 ) -> Result<Selection> {
-    let table = table(sam, samples, progress, device)?;
-    let method = method::find(&config.method)?;
-    let chosen = method.choose(&sam.config.specs(), &table, &config.settings())?.unwrap_or_default();
-    Ok(Selection {
-        chosen,
-        method: config.method.clone(),
-        k: config.k,
-        base_name: base.0.clone(),
-        base_sha256: base.1.clone(),
-        cases: splits.train.iter().map(|c| c.id.clone()).collect(),
-    })
-}
-
-/// One deterministic pass over the training samples: one at a time, in order, not augmented.
-fn table(sam: &Sam, samples: &[Sample], progress: &Progress, device: &Device) -> Result<GradientTable> {
-    progress.start("selecting", samples.len());
-    let table = gradients::accumulate(sam, (0..samples.len()).map(Ok), |sam, i| {
+    let (method, settings, rule) = (method::find(&config.method)?, config.settings(), rule(config)?);
+    if !rule.score.needs().is_empty() {
+        progress.start("selecting", samples.len());
+    }
+    let chosen = gradients::choose(method, sam, &settings, config.seed, (0..samples.len()).map(Ok), |sam, i| {
         let batch = batch::batch(samples, &[i], Augment::Off, 0, 0, device);
         let logits = prompt_free_logits(sam, batch.pixels);
         progress.at(i + 1, "");
         Ok(loss(logits, batch.target, batch.valid).total())
     });
     progress.end();
-    table
+    Ok(Selection {
+        chosen: chosen?.unwrap_or_default(),
+        method: config.method.clone(),
+        budget: settings.budget,
+        score: rule.score,
+        group: rule.group,
+        seed: (rule.score == Score::Random).then_some(config.seed),
+        base_name: base.0.clone(),
+        base_sha256: base.1.clone(),
+        cases: cases(config, splits),
+    })
 }
 
 /// The base's name and hash, as a selection records them.

@@ -100,17 +100,18 @@ impl Ready {
     /// into the run is what was used.
     fn read(mut config: Config, splits: &Splits, base: &Checkpoint, progress: &Progress) -> Result<(Config, Ready)> {
         let preprocessing = select::preprocessing(&config, &base.config)?;
-        let method = method::find(&config.method)?;
-        config.lr.get_or_insert_with(|| method.lr());
-        let given = match &config.selection {
+        let given = match config.selection.clone() {
             Some(path) => {
-                let selection = Selection::load(path)?;
-                selection.check(&base.config.specs(), &base.sha256).map_err(|e| e.at(path))?;
-                config.k = selection.k.max(1);
+                let selection = Selection::load(&path)?;
+                selection.check(&base.config.specs(), &base.sha256).map_err(|e| e.at(&path))?;
+                config = config
+                    .with_selection(selection.budget, selection.score, selection.group)
+                    .map_err(|e| e.at(&path))?;
                 Some(selection)
             }
             None => None,
         };
+        let config = config.settled()?;
         let form = splits.dataset.form;
         let samples = batch::load(&splits.train, form, &preprocessing)?;
         select::check_foreground(&samples, splits, &preprocessing, progress)?;
@@ -162,6 +163,8 @@ pub(super) fn complete(
         splits.test.clear();
     }
     let run = Run { folder: config.out.clone().unwrap_or_default() };
+    // What stands in a run's folder is settled.
+    let config = config.settled()?;
     let mine = Config::load(&run.config()).is_ok_and(|there| there == config)
         && check_record(&run, &splits, base_sha256).is_ok();
     if mine && run.is_completed() {
@@ -199,9 +202,9 @@ impl Job<'_> {
         let mut sam = base.into_sam(&self.device.device);
         let need = forecast::selection(&sam.config, preprocessing.image_size, Activations::Kept);
         sam.activations = forecast::activations(config.recompute, need, &self.device);
-        let selection = match method.needs_gradients() {
-            true => Some(self.selection(&sam, &about, &samples, given)?),
-            false => None,
+        let selection = match method.rule() {
+            Some(_) => Some(self.selection(&sam, &about, &samples, given)?),
+            None => None,
         };
         let plan = method::plan(method, &specs, selection.as_ref().map(|s| &s.chosen), &config.settings());
         let counts = method::counts(&specs, &plan);
@@ -504,7 +507,7 @@ impl Job<'_> {
             "dataset": {"name": splits.dataset.name, "layout": splits.dataset.layout, "hash": data::data_hash(splits)?},
             "split_rule": splits.rule,
             "splits": {"train": ids(&splits.train), "validation": ids(&splits.validation), "test": ids(&splits.test)},
-            "selection_cases": ids(&splits.train),
+            "selection_cases": select::cases(&self.config, splits),
             "seconds": state.map(|s| s.seconds),
         });
         let text = serde_json::to_string_pretty(&record).map_err(|e| Error::job(format!("run record: {e}")))?;

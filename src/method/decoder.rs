@@ -1,4 +1,4 @@
-//! The decoder alone: the image encoder stays as it is.
+//! The decoder alone: the image encoder stays as it is. Mergeable, no cost at inference.
 
 use super::{Change, Settings, Tuning};
 use crate::model::WeightSpec;
@@ -10,6 +10,7 @@ impl Tuning for Decoder {
         Change::Frozen
     }
 
+    /// Tuned on a part of the training pictures.
     fn lr(&self) -> f64 {
         1e-3
     }

@@ -10,6 +10,7 @@ impl Tuning for Full {
         Change::Dense
     }
 
+    /// Tuned on a part of the training pictures.
     fn lr(&self) -> f64 {
         1e-4
     }

@@ -3,12 +3,16 @@
 //! A method says which weights train and how; it never sees a network. Attaching the plan, the optimizer, the loop, the
 //! patch and the report are the same for all of them. A new method is one file here and one line in [`methods`].
 
+pub mod choice;
 mod decoder;
 mod full;
 mod gps;
+pub mod score;
 
 use crate::error::{Error, Result, nearest};
 use crate::model::{Kind, Part, WeightSpec};
+pub use choice::{Budget, Group, OtherScores, Rule};
+pub use score::{Evidence, GradientTable, Score, Sum};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -26,9 +30,6 @@ pub enum Change {
 /// What happens to every weight, by official name.
 pub type Plan = BTreeMap<String, Change>;
 
-/// Gradients of the loss, summed with their signs over the training cases: official name → flat values.
-pub type GradientTable = BTreeMap<String, Vec<f32>>;
-
 /// Chosen entries by official name: sorted flat indices into the PyTorch layout.
 pub type Chosen = BTreeMap<String, Vec<u32>>;
 
@@ -43,10 +44,17 @@ pub enum Train {
 }
 
 /// Settings that methods read; each uses what concerns it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// Weights per output neuron.
-    pub k: usize,
+    /// How many entries are chosen.
+    #[serde(flatten)]
+    pub budget: Budget,
+    /// Instead of the method's own score.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<Score>,
+    /// Instead of the method's own group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Group>,
     /// Biases of the image encoder (never those of its norms).
     pub biases: Train,
     /// The mask decoder, without its IoU head, and the "no mask" embedding.
@@ -56,36 +64,33 @@ pub struct Settings {
 impl Default for Settings {
     /// GPS as its paper trains SAM: one weight a neuron, biases and decoder trained.
     fn default() -> Self {
-        Settings { k: 1, biases: Train::Yes, decoder: Train::Yes }
+        Settings { budget: Budget::PerNeuron(1), score: None, group: None, biases: Train::Yes, decoder: Train::Yes }
     }
 }
 
 /// What a method has to answer.
 pub trait Tuning {
-    /// The entries to train alone, from gradients of the training cases; `None` for a method that chooses none.
-    ///
-    /// # Errors
-    /// A job error when a gradient is not a number.
-    fn choose(&self, specs: &[WeightSpec], gradients: &GradientTable, settings: &Settings) -> Result<Option<Chosen>> {
-        let _ = (specs, gradients, settings);
-        Ok(None)
+    /// How entries of the encoder's matrices are chosen, to be trained alone; `None` for a method that chooses none.
+    fn rule(&self) -> Option<Rule> {
+        None
     }
 
-    /// Whether [`Tuning::choose`] reads gradients.
-    fn needs_gradients(&self) -> bool {
-        false
+    /// What happens to one weight of the image encoder that has no chosen entries. Where nothing else is said: biases
+    /// train, as the settings want it.
+    fn encoder(&self, spec: &WeightSpec, settings: &Settings) -> Change {
+        match spec.kind {
+            Kind::Bias if settings.biases == Train::Yes => Change::Dense,
+            _ => Change::Frozen,
+        }
     }
 
-    /// What happens to one weight of the image encoder that has no chosen entries.
-    fn encoder(&self, spec: &WeightSpec, settings: &Settings) -> Change;
-
-    /// A learning rate that suits the method at batch 4, tuned on a part of the training pictures.
+    /// A learning rate that suits the method at batch 4. The method's file says where it comes from.
     fn lr(&self) -> f64;
 }
 
 /// Every method by name, with one line that says what it trains.
-pub fn methods() -> [(&'static str, &'static str, &'static dyn Tuning); 3] {
-    [
+pub fn methods() -> &'static [(&'static str, &'static str, &'static dyn Tuning)] {
+    &[
         ("gps", "the k weights per neuron of the encoder with the largest gradient, biases, decoder", &gps::Gps),
         ("full", "every weight of the encoder, decoder", &full::Full),
         ("decoder", "the decoder alone", &decoder::Decoder),
@@ -104,6 +109,34 @@ pub fn find(name: &str) -> Result<&'static dyn Tuning> {
         let hint = near.map(|n| format!("did you mean `{n}`? ")).unwrap_or_default();
         Error::usage(format!("unknown method `{name}`")).hint(format!("{hint}methods: {}", all.join(", ")))
     })
+}
+
+/// Whether entries of this weight can be chosen one by one: the encoder's matrices, never norms or position tables.
+///
+/// Rules go by what a weight is, not by what its name contains: a rule on "norm" or "pos" would miss the neck's norms,
+/// which have neither in their names.
+pub fn selectable(spec: &WeightSpec) -> bool {
+    spec.part == Part::ImageEncoder && matches!(spec.kind, Kind::Linear | Kind::Conv)
+}
+
+/// How a method chooses entries under these settings.
+pub fn rule(method: &dyn Tuning, settings: &Settings) -> Option<Rule> {
+    let own = method.rule()?;
+    let (score, group) = (settings.score.unwrap_or(own.score), settings.group.unwrap_or(own.group));
+    Some(Rule { score, group, ..own })
+}
+
+/// The entries that a method trains alone; `None` for one that chooses none.
+///
+/// # Errors
+/// A job error when a gradient is not a number; a usage error when the budget is nothing or more than there is.
+pub fn choose(
+    method: &dyn Tuning,
+    specs: &[WeightSpec],
+    evidence: &Evidence<'_>,
+    settings: &Settings,
+) -> Result<Option<Chosen>> {
+    rule(method, settings).map(|rule| choice::choose(specs, evidence, rule, settings.budget)).transpose()
 }
 
 /// The whole plan: chosen entries, the method's word on the rest of the encoder, and the same rule for every method

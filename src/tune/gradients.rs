@@ -1,13 +1,36 @@
-//! The selection pass: gradients summed, with their signs, over one deterministic pass of the training cases.
+//! The selection pass: sums of gradients over one deterministic pass of the training cases, and the choice from them.
 
 use crate::error::Result;
-use crate::method::GradientTable;
+use crate::method::{self, Chosen, Evidence, GradientTable, Settings, Sum, Tuning, selectable};
 use crate::model::weights::to_vec;
-use crate::model::{Kind, Part, Sam};
+use crate::model::{Sam, WeightSpec};
 use burn::tensor::Tensor;
 use std::collections::BTreeMap;
 
-/// Sums d loss / d weight over samples, one at a time and in order, for every matrix of the image encoder.
+/// The entries that a method trains alone; `None` for one that chooses none. Samples are drawn only when the method's
+/// score is made of gradients; `seed` is for scores that are drawn.
+///
+/// # Errors
+/// As [`accumulate`] and [`method::choose`].
+pub fn choose<S>(
+    method: &dyn Tuning,
+    sam: &Sam,
+    settings: &Settings,
+    seed: u64,
+    samples: impl Iterator<Item = Result<S>>,
+    loss: impl FnMut(&Sam, S) -> Result<Tensor<1>>,
+) -> Result<Option<Chosen>> {
+    let Some(rule) = method::rule(method, settings) else { return Ok(None) };
+    let (cases, sums) = match rule.score.needs() {
+        [] => (0, BTreeMap::new()),
+        needs => accumulate(sam, needs, samples, loss)?,
+    };
+    let weight = |spec: &WeightSpec| sam.weights.get(&spec.name).map(|w| to_vec(w.value.clone())).unwrap_or_default();
+    method::choose(method, &sam.config.specs(), &Evidence { cases, sums, weight: &weight, seed }, settings)
+}
+
+/// Sums what `needs` names of d loss / d weight over samples, one at a time and in order, for every matrix of the image
+/// encoder; the number of samples comes first.
 ///
 /// `samples` yields one sample at a time; `loss` computes a scalar from the network and a sample. The network is not
 /// changed.
@@ -16,28 +39,81 @@ use std::collections::BTreeMap;
 /// What a sample's loading or `loss` answers.
 pub fn accumulate<S>(
     sam: &Sam,
+    needs: &[Sum],
     samples: impl Iterator<Item = Result<S>>,
     mut loss: impl FnMut(&Sam, S) -> Result<Tensor<1>>,
-) -> Result<GradientTable> {
+) -> Result<(usize, BTreeMap<Sum, GradientTable>)> {
     let mut tracked = sam.frozen();
-    for (_, weight) in tracked.weights.iter_mut() {
-        if weight.spec.part == Part::ImageEncoder && matches!(weight.spec.kind, Kind::Linear | Kind::Conv) {
-            weight.train_all();
-        }
+    for (_, weight) in tracked.weights.iter_mut().filter(|(_, weight)| selectable(&weight.spec)) {
+        weight.train_all();
     }
-    let mut sums: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+    let mut cases = 0;
+    let mut sums: BTreeMap<Sum, GradientTable> = needs.iter().map(|sum| (*sum, GradientTable::new())).collect();
     for sample in samples {
         let mut gradients = loss(&tracked, sample?)?.backward();
+        cases += 1;
         for (name, weight) in tracked.weights.iter() {
             let Some(gradient) = weight.value.grad_remove(&mut gradients) else { continue };
             let gradient = to_vec(gradient);
-            match sums.get_mut(name) {
-                Some(sum) => sum.iter_mut().zip(&gradient).for_each(|(s, g)| *s += g),
-                None => {
-                    sums.insert(name.clone(), gradient);
+            for (sum, table) in &mut sums {
+                match table.get_mut(name) {
+                    Some(total) => total.iter_mut().zip(&gradient).for_each(|(s, g)| *s += sum.term(*g)),
+                    None => {
+                        table.insert(name.clone(), gradient.iter().map(|g| sum.term(*g)).collect());
+                    }
                 }
             }
         }
     }
-    Ok(sums)
+    Ok((cases, sums))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+    use crate::method::{Budget, Score};
+    use crate::model::{SamConfig, checkpoint};
+    use burn::tensor::{Device, TensorData};
+
+    const NAME: &str = "image_encoder.blocks.0.attn.proj.weight";
+
+    fn small() -> Sam {
+        checkpoint::random("test", SamConfig { depth: 1, global: vec![0], ..SamConfig::tiny() }, 1)
+            .into_sam(&Device::flex())
+    }
+
+    /// Three cases that look at the first three values of one weight: L = Σ c·w over them.
+    fn linear(sam: &Sam, factors: [f32; 3]) -> Tensor<1> {
+        let factors = Tensor::<1>::from_data(TensorData::new(factors.to_vec(), [3]), &Device::flex());
+        let values = sam.weights.get(NAME).unwrap().value.clone().slice([0..3]);
+        (values * factors).sum()
+    }
+
+    #[test]
+    fn only_the_sums_that_are_needed_are_held() {
+        let sam = small();
+        let cases = [[1.0, 2.0, 0.0], [1.0, -3.0, 0.0]];
+        let pass = |needs: &[Sum]| {
+            accumulate(&sam, needs, cases.into_iter().map(Ok), |sam, case| Ok(linear(sam, case))).unwrap()
+        };
+        for (sum, want) in
+            [(Sum::Signed, [2.0, -1.0, 0.0]), (Sum::Absolute, [2.0, 5.0, 0.0]), (Sum::Square, [2.0, 13.0, 0.0])]
+        {
+            let (count, sums) = pass(&[sum]);
+            assert_eq!((count, sums.len()), (2, 1));
+            assert_eq!(sums[&sum][NAME][..3], want);
+        }
+        assert_eq!(pass(&[Sum::Signed, Sum::Square]).1.len(), 2);
+    }
+
+    #[test]
+    fn a_score_of_the_weights_alone_draws_no_sample() {
+        let sam = small();
+        let settings = Settings { budget: Budget::Count(1), score: Some(Score::Largest), ..Settings::default() };
+        let gps = method::find("gps").unwrap();
+        let never = std::iter::once_with(|| -> Result<()> { Err(Error::job("a sample was drawn")) });
+        let chosen = choose(gps, &sam, &settings, 0, never, |sam, ()| Ok(linear(sam, [0.0; 3]))).unwrap().unwrap();
+        assert_eq!(chosen.values().map(Vec::len).sum::<usize>(), 1);
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Reader, Values, write};
-use crate::method::Chosen;
+use crate::method::{Budget, Chosen, Group, Score};
 use crate::model::WeightSpec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -17,13 +17,19 @@ pub struct Selection {
     pub chosen: Chosen,
     /// Method that chose.
     pub method: String,
-    /// Entries per output neuron asked for.
-    pub k: usize,
+    /// How many entries were asked for.
+    pub budget: Budget,
+    /// By which score.
+    pub score: Score,
+    /// Among which weights.
+    pub group: Group,
+    /// What random scores were drawn from; `None` for the others.
+    pub seed: Option<u64>,
     /// Name of the base model.
     pub base_name: String,
     /// SHA-256 of the base model.
     pub base_sha256: String,
-    /// Ids of the training cases whose gradients were summed.
+    /// Ids of the training cases whose gradients were summed; none for a score of the weights alone.
     pub cases: Vec<String>,
 }
 
@@ -43,15 +49,30 @@ impl Selection {
     /// # Errors
     /// A job error when it cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let notes = BTreeMap::from([
+        let mut notes = BTreeMap::from([
             ("kind".into(), "selection".into()),
             ("format".into(), FORMAT.into()),
             ("method".into(), self.method.clone()),
-            ("k".into(), self.k.to_string()),
             ("base_name".into(), self.base_name.clone()),
             ("base_sha256".into(), self.base_sha256.clone()),
             ("cases".into(), serde_json::json!(self.cases).to_string()),
         ]);
+        let mut note = |key: &str, value: String| notes.insert(key.into(), value);
+        match self.budget {
+            Budget::PerNeuron(k) => note("k", k.to_string()),
+            Budget::Ratio(ratio) => note("ratio", ratio.to_string()),
+            Budget::Count(count) => note("budget", count.to_string()),
+        };
+        // A file that says nothing of these is GPS's, as every file was before there were others.
+        if self.score != Score::Gradient {
+            note("score", self.score.to_string());
+        }
+        if self.group != Group::Neuron {
+            note("group", self.group.to_string());
+        }
+        if let Some(seed) = self.seed {
+            note("seed", seed.to_string());
+        }
         let tensors =
             self.chosen.iter().map(|(name, i)| (name.clone(), (vec![i.len()], Values::U32(i.as_slice())))).collect();
         write(path, &notes, &tensors)
@@ -83,11 +104,26 @@ impl Selection {
             }
             chosen.insert(name, indices);
         }
+        let read = |what: &str, text: &str| Error::weights(format!("the selection's {what} is `{text}`")).at(path);
+        let number = |key: &str| match notes.get(key) {
+            Some(text) => text.parse::<f64>().map(Some).map_err(|_| read(key, text)),
+            None => Ok(None),
+        };
+        let budget = match (number("ratio")?, number("budget")?, number("k")?) {
+            (Some(ratio), ..) => Budget::Ratio(ratio),
+            (_, Some(count), _) => Budget::Count(count as usize),
+            (.., k) => Budget::PerNeuron(k.unwrap_or(1.0) as usize),
+        };
+        let score = notes.get("score").map(|text| text.parse().map_err(|_| read("score", text))).transpose()?;
+        let group = notes.get("group").map(|text| text.parse().map_err(|_| read("group", text))).transpose()?;
         let mut note = |key: &str| notes.remove(key).unwrap_or_default();
         Ok(Selection {
             chosen,
             method: note("method"),
-            k: note("k").parse().unwrap_or(0),
+            budget,
+            score: score.unwrap_or(Score::Gradient),
+            group: group.unwrap_or(Group::Neuron),
+            seed: note("seed").parse().ok(),
             base_name: note("base_name"),
             base_sha256: note("base_sha256"),
             cases: serde_json::from_str(&note("cases")).unwrap_or_default(),
@@ -155,5 +191,38 @@ impl Overlap {
     pub fn jaccard(&self) -> f64 {
         let (a, b, both) = self.total();
         if a + b == 0 { 1.0 } else { both as f64 / (a + b - both) as f64 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("selection.safetensors");
+        for (budget, score, group, seed) in [
+            (Budget::PerNeuron(3), Score::Gradient, Group::Neuron, None),
+            (Budget::Ratio(0.1), Score::Snr, Group::Tensor, None),
+            (Budget::Count(2), Score::Random, Group::Global, Some(u64::MAX)),
+        ] {
+            let selection = Selection {
+                chosen: Chosen::from([("w".to_string(), vec![1, 7])]),
+                method: "gps".into(),
+                budget,
+                score,
+                group,
+                seed,
+                base_name: "tiny".into(),
+                base_sha256: "aa".into(),
+                cases: vec!["c01".into()],
+            };
+            selection.save(&path).unwrap();
+            assert_eq!(Selection::load(&path).unwrap(), selection);
+            let notes = Reader::open(&path).unwrap().notes();
+            // A file of GPS's has the notes it always had.
+            assert_eq!(notes.contains_key("score") || notes.contains_key("group"), score != Score::Gradient);
+        }
     }
 }

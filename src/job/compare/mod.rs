@@ -135,7 +135,7 @@ impl Request {
         lrs: Vec<f64>,
         tuned_at: Option<Size>,
     ) -> Result<Request> {
-        methods.iter().try_for_each(|name| method::find(row(name).0).map(|_| ()))?;
+        methods.iter().try_for_each(|name| config.for_method(row(name).0).map(|_| ()))?;
         for (key, set) in [
             ("minutes", config.minutes.is_some()),
             ("lr", config.lr.is_some()),
@@ -189,8 +189,12 @@ impl Request {
 
     /// The settings that all trainings share and that change what comes out.
     fn options(&self) -> Result<Map<String, Value>> {
-        const NAMES: [&str; 14] = [
+        const NAMES: [&str; 18] = [
             "k",
+            "ratio",
+            "budget",
+            "score",
+            "group",
             "biases",
             "decoder",
             "batch",
@@ -205,15 +209,21 @@ impl Request {
             "labels",
             "threshold",
         ];
-        let all = serde_json::to_value(&self.config).map_err(|e| Error::job(format!("configuration: {e}")))?;
-        Ok(NAMES.iter().map(|name| (name.to_string(), all[*name].clone())).collect())
+        // What results of before these keys do not say is as if it were not said.
+        const LATER: [&str; 4] = ["ratio", "budget", "score", "group"];
+        let mut config = self.config.clone();
+        if config.ratio.is_none() && config.budget.is_none() {
+            config.k.get_or_insert(1);
+        }
+        let all = serde_json::to_value(&config).map_err(|e| Error::job(format!("configuration: {e}")))?;
+        let said = NAMES.iter().filter(|name| !(LATER.contains(name) && all[**name].is_null()));
+        Ok(said.map(|name| (name.to_string(), all[*name].clone())).collect())
     }
 
     /// The configuration of one training.
-    fn training(&self, setup: &Setup, folder: PathBuf) -> Config {
+    fn training(&self, setup: &Setup, folder: PathBuf) -> Result<Config> {
         let (method, model) = row(&setup.method);
-        Config {
-            method: method.to_string(),
+        Ok(Config {
             model: model.unwrap_or(&self.config.model).to_string(),
             sizes: setup.size.cases(),
             steps: Some(setup.steps),
@@ -221,8 +231,8 @@ impl Request {
             seed: setup.seed,
             split_seed: Some(setup.split_seed),
             out: Some(folder),
-            ..self.config.clone()
-        }
+            ..self.config.for_method(method)?
+        })
     }
 }
 
@@ -454,7 +464,7 @@ impl Work<'_> {
         }
         let shared = self.shared_selection(setup, sides)?;
         let selection = shared.clone().filter(|path| path.is_file());
-        let config = Config { selection, ..self.request.training(setup, folder.to_path_buf()) };
+        let config = Config { selection, ..self.request.training(setup, folder.to_path_buf())? };
         let counted = forget_peak();
         let metrics = train::complete(config, sides.splits.clone(), &setup.base_sha256, judge, self.progress);
         let metrics = metrics.map_err(|e| if e.kind == Kind::Interrupted { e.hint(GO_ON) } else { e })?;
@@ -478,7 +488,9 @@ impl Work<'_> {
 
     /// Where the selection of these cases, base and settings is or will be; `None` for a method that reads no gradients.
     fn shared_selection(&self, setup: &Setup, sides: &Sides) -> Result<Option<PathBuf>> {
-        if !method::find(row(&setup.method).0)?.needs_gradients() {
+        let (method, _) = row(&setup.method);
+        let settings = self.request.config.for_method(method)?.settings();
+        if method::rule(method::find(method)?, &settings).is_none_or(|rule| rule.score.needs().is_empty()) {
             return Ok(None);
         }
         let folder = self.request.selections();

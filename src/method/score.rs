@@ -1,0 +1,264 @@
+//! Scores: how much a weight is worth training, one number each, from the base alone or from gradients of the training
+//! cases. g is one case's gradient of the loss, w the base's value, n the number of cases; sums run over the cases.
+//!
+//! Left out is the score |w| · rms(input) of FPS (arXiv 2510.27359): it needs the inputs of every layer, which the
+//! network does not hand out.
+
+use crate::error::{Error, Result, nearest};
+use crate::model::WeightSpec;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+/// How much a weight is worth training; the largest are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Score {
+    /// |Σ g|: gradients on which the cases agree (GPS, arXiv 2312.10136).
+    Gradient,
+    /// Σ |g|: gradients, whether the cases agree or not.
+    AbsGradient,
+    /// Σ g²: the diagonal of the empirical Fisher information (FISH mask, arXiv 2111.09839).
+    Fisher,
+    /// (Σ g)² / (n Σ g²), from 0 (the cases cancel) to 1 (they agree); 0 without any gradient.
+    Snr,
+    /// ḡ² / (h + λ): twice the loss that the best step of this weight alone takes away (arXiv 2211.15583).
+    SecondOrder,
+    /// |w Σ g|: what the loss changes, to first order, when the weight is taken out.
+    GradientWeight,
+    /// |w|.
+    Largest,
+    /// -|w|.
+    Smallest,
+    /// A number drawn from the seed.
+    Random,
+}
+
+/// Every score by name.
+const SCORES: [(&str, Score); 9] = [
+    ("gradient", Score::Gradient),
+    ("abs-gradient", Score::AbsGradient),
+    ("fisher", Score::Fisher),
+    ("snr", Score::Snr),
+    ("second-order", Score::SecondOrder),
+    ("gradient-weight", Score::GradientWeight),
+    ("largest", Score::Largest),
+    ("smallest", Score::Smallest),
+    ("random", Score::Random),
+];
+
+impl fmt::Display for Score {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = SCORES.iter().find(|(_, score)| score == self).map(|(name, _)| *name);
+        f.write_str(name.unwrap_or_default())
+    }
+}
+
+impl FromStr for Score {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Score> {
+        named("score", text, &SCORES)
+    }
+}
+
+/// What a table of names says, or the nearest name.
+pub(super) fn named<T: Copy>(what: &str, text: &str, known: &[(&str, T)]) -> Result<T> {
+    if let Some((_, found)) = known.iter().find(|(name, _)| *name == text) {
+        return Ok(*found);
+    }
+    let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+    let near = nearest(text, names.iter().copied()).map(|n| format!("did you mean `{n}`? ")).unwrap_or_default();
+    Err(Error::usage(format!("unknown {what} `{text}`")).hint(format!("{near}known are {}", names.join(", "))))
+}
+
+/// A sum over cases of what one case's gradient is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sum {
+    /// Σ g, with its signs.
+    Signed,
+    /// Σ |g|.
+    Absolute,
+    /// Σ g².
+    Square,
+}
+
+impl Sum {
+    /// What one case adds.
+    pub fn term(self, gradient: f32) -> f32 {
+        match self {
+            Sum::Signed => gradient,
+            Sum::Absolute => gradient.abs(),
+            Sum::Square => gradient * gradient,
+        }
+    }
+}
+
+/// Sums over the training cases: official name → flat values.
+pub type GradientTable = BTreeMap<String, Vec<f32>>;
+
+/// What scores are computed from.
+pub struct Evidence<'a> {
+    /// Number of cases summed.
+    pub cases: usize,
+    /// The sums that the score asked for, and no others: each is as large as the encoder.
+    pub sums: BTreeMap<Sum, GradientTable>,
+    /// The base's values of a weight, read when a score needs them.
+    pub weight: &'a dyn Fn(&WeightSpec) -> Vec<f32>,
+    /// What random scores are drawn from.
+    pub seed: u64,
+}
+
+impl Evidence<'_> {
+    /// A sum of one weight; `None` when the loss does not reach it.
+    ///
+    /// # Errors
+    /// A job error when a value is not a number.
+    fn sum(&self, sum: Sum, name: &str) -> Result<Option<&[f32]>> {
+        let Some(values) = self.sums.get(&sum).and_then(|table| table.get(name)) else { return Ok(None) };
+        match values.iter().position(|g| !g.is_finite()) {
+            None => Ok(Some(values)),
+            Some(at) => Err(Error::job(format!("the gradient of `{name}` is not a number at {at}"))
+                .hint("look for broken pictures with `segft data check`")),
+        }
+    }
+
+    /// λ of the second-order score: the mean of the Fisher diagonal over all weights. It keeps a weight that hardly
+    /// has a gradient from being divided by hardly any curvature, and follows the scale of the loss.
+    pub(super) fn damping(&self) -> f64 {
+        let table = self.sums.get(&Sum::Square);
+        let (mut sum, mut values) = (0f64, 0);
+        for square in table.into_iter().flat_map(BTreeMap::values) {
+            sum += square.iter().map(|v| f64::from(*v)).sum::<f64>();
+            values += square.len();
+        }
+        sum / (self.cases.max(1) * values.max(1)) as f64
+    }
+}
+
+impl Score {
+    /// The sums it is computed from; a pass over the training cases makes these.
+    pub fn needs(self) -> &'static [Sum] {
+        match self {
+            Score::Gradient | Score::GradientWeight => &[Sum::Signed],
+            Score::AbsGradient => &[Sum::Absolute],
+            Score::Fisher => &[Sum::Square],
+            Score::Snr | Score::SecondOrder => &[Sum::Signed, Sum::Square],
+            Score::Largest | Score::Smallest | Score::Random => &[],
+        }
+    }
+
+    /// The score of every value of a weight, the `number`-th; `None` when the loss does not reach it. `damping` is
+    /// [`Evidence::damping`].
+    pub(super) fn of(
+        self,
+        spec: &WeightSpec,
+        number: u64,
+        evidence: &Evidence<'_>,
+        damping: f64,
+    ) -> Result<Option<Vec<f32>>> {
+        let sum = |sum| evidence.sum(sum, &spec.name);
+        let cases = evidence.cases as f64;
+        let both = |score: &dyn Fn(f64, f64) -> f64| -> Result<Option<Vec<f32>>> {
+            let pairs = sum(Sum::Signed)?.zip(sum(Sum::Square)?);
+            let one = |(signed, square): (&f32, &f32)| score(f64::from(*signed), f64::from(*square)) as f32;
+            Ok(pairs.map(|(signed, square)| signed.iter().zip(square).map(one).collect()))
+        };
+        match self {
+            Score::Gradient => Ok(sum(Sum::Signed)?.map(|g| g.iter().map(|g| g.abs()).collect())),
+            Score::AbsGradient => Ok(sum(Sum::Absolute)?.map(<[f32]>::to_vec)),
+            Score::Fisher => Ok(sum(Sum::Square)?.map(<[f32]>::to_vec)),
+            Score::Snr => both(&|g, square| newton(g / cases, square / cases, 0.0)),
+            Score::SecondOrder => both(&|g, square| newton(g / cases, square / cases, damping)),
+            Score::GradientWeight => Ok(sum(Sum::Signed)?.map(|g| {
+                let weight = (evidence.weight)(spec);
+                g.iter().zip(&weight).map(|(g, w)| (g * w).abs()).collect()
+            })),
+            Score::Largest => Ok(Some((evidence.weight)(spec).iter().map(|w| w.abs()).collect())),
+            Score::Smallest => Ok(Some((evidence.weight)(spec).iter().map(|w| -w.abs()).collect())),
+            Score::Random => {
+                let mut rng = ChaCha8Rng::seed_from_u64(evidence.seed);
+                // Streams of their own, apart from those of order, augmentation and pretraining.
+                rng.set_stream((3 << 62) + number);
+                Ok(Some((0..spec.len()).map(|_| rng.random()).collect()))
+            }
+        }
+    }
+}
+
+/// g² / (h + λ): along one weight the loss is L + g·d + h·d²/2; the best step takes g² / 2h away. 0 where nothing
+/// bends and nothing falls.
+fn newton(gradient: f64, curvature: f64, damping: f64) -> f64 {
+    let divisor = curvature + damping;
+    if divisor > 0.0 { gradient * gradient / divisor } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Kind, Part};
+
+    fn spec(n: usize) -> WeightSpec {
+        let (name, shape) = ("w".to_string(), vec![1, n]);
+        WeightSpec { name, kind: Kind::Linear, part: Part::ImageEncoder, shape, prompt_free: true }
+    }
+
+    /// Scores of four weights from three cases' gradients.
+    fn scores(score: Score) -> Vec<f32> {
+        let cases = [[1.0, 3.0, 0.0, -2.0], [1.0, -3.0, 0.0, -2.0], [1.0, 1.0, 0.0, 1.0]];
+        let sums = score.needs().iter().map(|sum| {
+            let total = (0..4).map(|i| cases.iter().map(|g| sum.term(g[i])).sum()).collect();
+            (*sum, GradientTable::from([("w".to_string(), total)]))
+        });
+        let evidence = Evidence { cases: 3, sums: sums.collect(), weight: &|_| vec![0.5, -2.0, 1.0, 0.25], seed: 7 };
+        score.of(&spec(4), 0, &evidence, evidence.damping()).unwrap().unwrap()
+    }
+
+    #[test]
+    fn every_score_is_its_formula() {
+        assert_eq!(scores(Score::Gradient), [3.0, 1.0, 0.0, 3.0]);
+        assert_eq!(scores(Score::AbsGradient), [3.0, 7.0, 0.0, 5.0]);
+        assert_eq!(scores(Score::Fisher), [3.0, 19.0, 0.0, 9.0]);
+        // Squares of sums over n times sums of squares: 9/9, 1/57, nothing, 9/27.
+        assert_eq!(scores(Score::Snr), [1.0, 1.0 / 57.0, 0.0, 1.0 / 3.0]);
+        assert_eq!(scores(Score::GradientWeight), [1.5, 2.0, 0.0, 0.75]);
+        assert_eq!(scores(Score::Largest), [0.5, 2.0, 1.0, 0.25]);
+        assert_eq!(scores(Score::Smallest), [-0.5, -2.0, -1.0, -0.25]);
+        // Mean squares 1, 19/3, 0, 3: their mean is 31/12.
+        let damped = |g: f64, h: f64| (g * g / (h + 31.0 / 12.0)) as f32;
+        let want = [damped(1.0, 1.0), damped(1.0 / 3.0, 19.0 / 3.0), 0.0, damped(1.0, 3.0)];
+        assert_eq!(scores(Score::SecondOrder), want);
+        assert_eq!(scores(Score::Random), scores(Score::Random));
+    }
+
+    #[test]
+    fn random_scores_follow_seed_and_weight() {
+        let of = |seed, number| {
+            let evidence = Evidence { cases: 0, sums: BTreeMap::new(), weight: &|_| Vec::new(), seed };
+            Score::Random.of(&spec(9), number, &evidence, 0.0).unwrap().unwrap()
+        };
+        assert_ne!(of(1, 0), of(2, 0));
+        assert_ne!(of(1, 0), of(1, 1));
+    }
+
+    #[test]
+    fn what_is_no_number_is_named() {
+        let table = GradientTable::from([("w".to_string(), vec![0.0, f32::NAN])]);
+        let sums = BTreeMap::from([(Sum::Signed, table)]);
+        let evidence = Evidence { cases: 1, sums, weight: &|_| Vec::new(), seed: 0 };
+        let error = Score::Gradient.of(&spec(2), 0, &evidence, 0.0).unwrap_err();
+        assert!(error.message.contains("`w`") && error.message.contains("at 1"), "{error}");
+    }
+
+    #[test]
+    fn names_are_those_of_the_files() {
+        for (name, score) in SCORES {
+            assert_eq!((name.parse::<Score>().unwrap(), score.to_string()), (score, name.to_string()));
+            assert_eq!(serde_json::to_value(score).unwrap(), name);
+        }
+        assert!("fischer".parse::<Score>().unwrap_err().hint.unwrap().contains("did you mean `fisher`"));
+    }
+}
