@@ -99,9 +99,10 @@ fn blocks_that_are_run_again_have_the_same_gradients() {
         _ if biases(&w.spec.name) => w.train_all(),
         _ => {}
     };
-    let the_end: &dyn Fn(&mut Weight) = &|w| match w.spec.name.contains("blocks.2.mlp") {
-        true => w.train_all(),
-        false => {}
+    let the_end: &dyn Fn(&mut Weight) = &|w| {
+        if w.spec.name.contains("blocks.2.mlp") {
+            w.train_all();
+        }
     };
     for train in [everything, as_gps, the_end] {
         let mut sam = base.clone();

@@ -70,12 +70,24 @@ static ALLOCATOR: Counting = Counting;
 /// Requests of each watched size during two steps of a method, and the most bytes that those steps held at once beside
 /// what was there before.
 fn hits(name: &str, config: SamConfig, activations: Activations, sizes: &[usize]) -> (Vec<usize>, usize) {
+    let (hits, peak, _) = measure(name, config, 72, activations, sizes);
+    (hits, peak)
+}
+
+/// The same at a size, and the forecast of the peak.
+fn measure(
+    name: &str,
+    config: SamConfig,
+    size: usize,
+    activations: Activations,
+    sizes: &[usize],
+) -> (Vec<usize>, usize, u64) {
     let device = Device::flex();
     let mut sam = checkpoint::random("small", config, 1).into_sam(&device);
     sam.activations = activations;
     let specs = sam.config.specs();
-    let pixels = Tensor::<4>::ones([1, 3, 72, 72], &device);
-    let target = Tensor::<4>::ones([1, 1, 72, 72], &device);
+    let pixels = Tensor::<4>::ones([1, 3, size, size], &device);
+    let target = Tensor::<4>::ones([1, 1, size, size], &device);
     let step =
         |sam: &segft::model::Sam| loss(prompt_free_logits(sam, pixels.clone()), target.clone(), target.clone()).total();
     let method = method::find(name).unwrap();
@@ -97,7 +109,25 @@ fn hits(name: &str, config: SamConfig, activations: Activations, sizes: &[usize]
     }
     COUNTING.store(false, Ordering::Relaxed);
     let hits = HITS.iter().take(sizes.len()).map(|h| h.load(Ordering::Relaxed)).collect();
-    (hits, PEAK.load(Ordering::Relaxed) - before)
+    let forecast = segft::job::forecast::step(&sam, size, 1, activations);
+    (hits, PEAK.load(Ordering::Relaxed) - before, forecast)
+}
+
+/// What `plan` says of a step, from shapes, beside what the allocator counts.
+fn forecasts() {
+    let named = |name: &str, image_size| SamConfig { image_size, ..SamConfig::named(name).unwrap() };
+    let kept = [Activations::Kept; 2];
+    let both = [Activations::Kept, Activations::Recomputed];
+    let works =
+        [("gps", named("vit_t", 128), both), ("full", named("tiny", 128), both), ("decoder", named("tiny", 128), kept)];
+    for (method, config, activations) in works {
+        for activations in activations {
+            let size = config.image_size;
+            let (_, measured, forecast) = measure(method, config.clone(), size, activations, &[]);
+            let ratio = forecast as f64 / measured as f64;
+            assert!((0.85..=1.15).contains(&ratio), "{method} {activations:?}: {forecast} against {measured}");
+        }
+    }
 }
 
 /// One test, because the counters are the whole process's.
@@ -123,4 +153,5 @@ fn a_gps_step_has_no_buffer_of_an_encoder_matrix_and_less_where_blocks_are_run_a
     let [(_, kept), (_, again)] =
         [Activations::Kept, Activations::Recomputed].map(|a| hits("gps", deep.clone(), a, &sizes));
     assert!(2 * again < kept, "{again} of {kept} bytes");
+    forecasts();
 }

@@ -315,9 +315,10 @@ fn validation_cases_are_embedded_once_too() {
         let log = String::from_utf8(bytes(at, &format!("{run}/log.txt"))).unwrap();
         log.lines().find(|line| line.contains(" computed (")).unwrap_or_else(|| panic!("{log}")).to_string()
     };
-    // 12 training and 3 validation cases; two epochs, two validations and the choice of the threshold ask for 33.
-    assert!(said("still").contains(" 15 computed") && said("still").contains("18 times"), "{}", said("still"));
-    assert!(said("varied").contains(" 3 computed") && said("varied").contains("6 times"), "{}", said("varied"));
+    // 12 training and 3 validation cases; two epochs, two validations and the choice of the threshold ask for 33, the
+    // forecast of the time for two more.
+    assert!(said("still").contains(" 15 computed") && said("still").contains("20 times"), "{}", said("still"));
+    assert!(said("varied").contains(" 3 computed") && said("varied").contains("8 times"), "{}", said("varied"));
     // The encoder of GPS trains: nothing to keep.
     train(at, "gps", &["--augment", "none"]);
     let log = String::from_utf8(bytes(at, "gps/log.txt")).unwrap();
@@ -427,6 +428,30 @@ fn a_locked_run_is_not_written_twice() {
     lock.lock().unwrap();
     let (code, error) = fails(at, &["train", "--resume", "one"]);
     assert_eq!((code, error.contains("another segft")), (1, true), "{error}");
+}
+
+#[test]
+fn a_plan_tells_what_the_training_will_be_and_writes_nothing() {
+    let folder = workplace();
+    let at = folder.path();
+    for more in [&[][..], &["--method", "decoder", "--augment", "none", "--steps", "7"]] {
+        let arguments = [&["plan", "--dataset", "discs", "--test", "held-out", "--json"], &QUICK[..], more].concat();
+        let there = || std::fs::read_dir(at).unwrap().count();
+        let before = there();
+        let plan: Value = serde_json::from_str(&ok(at, &arguments)).unwrap();
+        assert_eq!(there(), before, "a plan writes nothing");
+        let out = if more.is_empty() { "gps" } else { "decoder" };
+        let metrics = train(at, out, more);
+        for key in ["steps", "trained_parameters"] {
+            assert_eq!(plan[key], metrics[key], "{key}");
+        }
+        assert_eq!(plan["peak_rss_mib"], metrics["forecast"]["peak_rss_mib"]);
+        let seconds = |key: &str| plan["seconds_of"][key].as_f64().unwrap();
+        let parts = seconds("selection") + seconds("training") + seconds("threshold") + seconds("test");
+        assert!((plan["seconds"].as_f64().unwrap() - parts).abs() < 0.05, "{plan}");
+        assert_eq!(seconds("selection") > 0.0, out == "gps");
+        assert!(metrics["forecast"]["seconds"].as_f64().unwrap() > 0.0, "{metrics}");
+    }
 }
 
 #[test]

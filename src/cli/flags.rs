@@ -100,6 +100,8 @@ pub(super) enum Command {
     Predict(Predict),
     /// Dice and IoU per case, mDice and mIoU
     Score(Score),
+    /// What `train` with the same flags would take: memory from shapes, time from one step
+    Plan(Box<Plan>),
     /// Only the selection: which weights, how many, where
     Select(Box<Select>),
     /// Methods side by side on one protocol: a table, resumable cell by cell
@@ -312,6 +314,14 @@ pub(super) struct Train {
     /// Go on where a run was stopped; the newest unfinished one by default
     #[arg(long, value_name = "RUN", num_args = 0..=1)]
     pub resume: Option<Option<PathBuf>>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Plan {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    pub one: One,
 }
 
 #[derive(Args, Debug)]

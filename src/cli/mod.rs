@@ -130,6 +130,12 @@ fn run(cli: Cli, told: &Cell<bool>) -> Result<()> {
             let outcome = job::train::start(config, replace, &progress)?;
             answer(outcome.metrics.clone(), print::training(&outcome))
         }
+        Command::Plan(flags) => {
+            let config = resolve(&flags.common, &flags.one)?;
+            crate::device::limit_threads(config.threads)?;
+            let forecast = job::plan::run(config, &progress)?;
+            answer(forecast.clone(), crate::info::text(&forecast))
+        }
         Command::Select(flags) => {
             if let Some(pair) = &flags.diff {
                 let [a, b] = [Selection::load(&pair[0])?, Selection::load(&pair[1])?];

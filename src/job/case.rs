@@ -2,7 +2,7 @@
 
 use crate::data::Form;
 use crate::error::Result;
-use crate::image::{Grid, Labels, Picture, Volume};
+use crate::image::{Axis, Grid, Labels, Picture, SliceFrame, Volume};
 use crate::io::{nifti, picture as pictures};
 use crate::predict::{Predictor, Prompts};
 use std::path::{Path, PathBuf};
@@ -35,6 +35,22 @@ impl Input {
         match self {
             Input::Picture(_) => Form::Pictures,
             Input::Volume(..) => Form::Volumes,
+        }
+    }
+
+    /// Bytes it takes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Input::Picture(picture) => picture.rgb.len(),
+            Input::Volume(volume, _) => size_of_val(volume.voxels.as_slice()),
+        }
+    }
+
+    /// Pictures that the network sees of it.
+    pub fn pictures(&self, axis: Axis) -> usize {
+        match self {
+            Input::Picture(_) => 1,
+            Input::Volume(volume, _) => SliceFrame::new(&volume.grid, axis).count(),
         }
     }
 

@@ -1,16 +1,20 @@
 //! What a training will take of the memory, from shapes alone, and whether it is to run the encoder's blocks again.
 //!
-//! A pass that is differentiated is largest either when backward begins, with everything that was kept for it, or when
-//! it ends, with every gradient. The sums below follow what each kernel keeps (`model/kernel`): inputs of layers whose
+//! A pass that is differentiated is largest when backward begins, with everything that was kept for it, when it comes to
+//! the encoder, with the decoder's gradients, or when it ends, with every gradient. The sums below follow what each kernel keeps (`model/kernel`): inputs of layers whose
 //! weights train, inputs of norms and activations, the three parts of attention.
 
 use crate::config::Recompute;
 use crate::device::{Chosen, available_memory};
 use crate::model::sam::{Activations, Stem};
 use crate::model::{Kind, Part, Sam, SamConfig};
+use crate::train::Options;
 
 /// Bytes of a number.
 const FLOAT: u64 = 4;
+
+/// The program itself, its threads and the panels of its matrix products, in bytes.
+const PROGRAM: u64 = 20 << 20;
 
 /// Part of the memory at hand that a training may fill before blocks are run again.
 const FILLED: f64 = 0.85;
@@ -33,29 +37,114 @@ pub fn selection(config: &SamConfig, size: usize, activations: Activations) -> u
     let encoder: usize = specs.iter().filter(|s| s.part == Part::ImageEncoder && matrix(s.kind)).map(|s| s.len()).sum();
     let trains = |name: &str| specs.iter().any(|s| s.name == name && s.part == Part::ImageEncoder && matrix(s.kind));
     let pass = Pass::of(config, size, activations, &trains);
-    let kept = pass.kept + pass.working;
-    FLOAT * (encoder + kept.max(encoder)) as u64
+    FLOAT * (encoder + pass.peak(1, [0, encoder])) as u64
 }
 
-/// Bytes of training what is attached, beside the weights: moments, the state that is saved, and one step.
-pub fn step(sam: &Sam, size: usize, batch: usize, activations: Activations) -> u64 {
+/// Bytes of training what is attached, beside the weights: one step, the moments, and the state that is saved.
+pub fn training(sam: &Sam, size: usize, batch: usize, activations: Activations) -> u64 {
+    // The state's values and moments; the best values, and those from before.
     let trained: usize = sam.weights.iter().map(|(_, w)| w.trained()).sum();
+    step(sam, size, batch, activations) + FLOAT * (3 * trained + 2 * reached(sam).iter().sum::<usize>()) as u64
+}
+
+/// Bytes of one step beside the weights, with the moments that it leaves.
+pub fn step(sam: &Sam, size: usize, batch: usize, activations: Activations) -> u64 {
     let trains = |name: &str| sam.weights.get(name).is_some_and(|w| w.trained() > 0);
     let pass = Pass::of(&sam.config, size, activations, &trains);
-    // Moments; values and moments of the saved state; the best values, and those from before.
-    let state = 7 * trained;
-    FLOAT * (state + (batch * pass.kept + batch * pass.working).max(trained)) as u64
+    let [decoder, encoder] = reached(sam);
+    FLOAT * (2 * (decoder + encoder) + pass.peak(batch, [decoder, encoder])) as u64
+}
+
+/// Trained values that the loss of a single mask reaches, outside of the encoder and in it: those of the other three
+/// masks get no gradient and no moments.
+fn reached(sam: &Sam) -> [usize; 2] {
+    let other = |name: &str| name.contains("hypernetworks_mlps.") && !name.contains("hypernetworks_mlps.0.");
+    let mut sums = [0; 2];
+    for (_, weight) in sam.weights.iter().filter(|(name, _)| !other(name)) {
+        sums[usize::from(weight.spec.part == Part::ImageEncoder)] += weight.trained();
+    }
+    sums
+}
+
+/// Bytes of one picture's embedding.
+pub fn embedding(config: &SamConfig, size: usize) -> u64 {
+    let square = |stride: usize| (size / stride).pow(2);
+    let fine = config.stem.as_ref().map_or(0, |stem| square(4) * stem.widths[1] + square(8) * stem.widths[2]);
+    FLOAT * (square(config.patch) * config.out_chans + fine) as u64
+}
+
+/// The parts of the peak, in bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Memory {
+    /// Pictures, masks and references, decoded.
+    pub data: u64,
+    /// The network.
+    pub weights: u64,
+    /// Beside these: the selection pass.
+    pub selection: u64,
+    /// Beside these: the training.
+    pub training: u64,
+    /// Embeddings of a frozen encoder.
+    pub embeddings: u64,
+}
+
+impl Memory {
+    /// The most that is held at once, in MiB.
+    pub fn peak_mib(&self) -> u64 {
+        (PROGRAM + self.data + self.weights + self.selection.max(self.training + self.embeddings)) >> 20
+    }
+}
+
+/// Seconds of a training loop, from what its parts take.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pace {
+    /// One step.
+    pub step: f64,
+    /// One validation.
+    pub validation: f64,
+}
+
+impl Pace {
+    /// Seconds from a step to the end, if no patience ends it.
+    pub fn rest(&self, options: &Options, samples: usize, step: usize) -> f64 {
+        if let Some(minutes) = options.minutes {
+            return 60.0 * minutes;
+        }
+        let per_epoch = samples.div_ceil(options.batch);
+        let total = options.steps.unwrap_or(per_epoch.saturating_mul(options.epochs));
+        let left = total.saturating_sub(step);
+        self.step * left as f64 + self.validation * validations(left, per_epoch, options) as f64
+    }
+}
+
+/// Validations within so many steps: one an epoch, or with counted steps one a tenth of the training.
+fn validations(left: usize, per_epoch: usize, options: &Options) -> usize {
+    match options.steps {
+        None => left.div_ceil(per_epoch),
+        Some(steps) => left.div_ceil(per_epoch.max((steps / 10).max(1).next_multiple_of(per_epoch))),
+    }
 }
 
 /// Numbers that one picture's pass holds.
 struct Pass {
     /// From forward to backward.
     kept: usize,
-    /// The most that backward holds beside those.
+    /// Of these, the decoder's and the loss's: gone when backward comes to the encoder.
+    head: usize,
+    /// The most that backward holds in a block beside those.
     working: usize,
+    /// What is left when backward reaches its last block.
+    last: usize,
 }
 
 impl Pass {
+    /// The most at once, with so many gradients outside of the encoder and in it.
+    fn peak(&self, batch: usize, [decoder, encoder]: [usize; 2]) -> usize {
+        let begin = batch * self.kept;
+        let middle = batch * (self.kept - self.head + self.working) + decoder;
+        begin.max(middle).max(batch * self.last + decoder + encoder)
+    }
+
     fn of(config: &SamConfig, size: usize, activations: Activations, trains: &dyn Fn(&str) -> bool) -> Pass {
         let side = size / config.patch;
         let (tokens, c, o) = (side * side, config.embed, config.out_chans);
@@ -67,7 +156,7 @@ impl Pass {
             Some(_) => 0,
             None => if_trained("image_encoder.patch_embed.proj.weight", tokens * 3 * config.patch * config.patch),
         };
-        let (mut inside, mut working) = (0, 0);
+        let (mut inside, mut working): (usize, usize) = (0, 0);
         for i in 0..config.depth {
             let name = |rest: &str| format!("image_encoder.blocks.{i}.{rest}");
             let windowed = if config.global.contains(&i) {
@@ -99,13 +188,11 @@ impl Pass {
         }
         // The decoder: 15 and 7 times the embedding in its transformer and while it upscales; the loss and the batch.
         let head = 22 * tokens * o + 19 * size * size;
-        if activations == Activations::Recomputed {
-            // A block's inside is there when the head's is gone; with it the block's output, its gradient, their product.
-            working = (inside + working + 3 * tokens * c).saturating_sub(head);
-        } else {
-            working = working.saturating_sub(head);
-        }
-        Pass { kept: kept + head, working }
+        // Of a block that is run again there are also its output, that one's gradient, and their product.
+        let again = if activations == Activations::Recomputed && inside > 0 { 3 * tokens * c } else { 0 };
+        let last = inside + working + again;
+        let working = if activations == Activations::Recomputed { last } else { working };
+        Pass { kept: kept + head, head, working, last }
     }
 }
 
@@ -147,18 +234,41 @@ mod tests {
     }
 
     #[test]
-    fn a_trained_weight_counts_seven_times_and_once_more() {
+    fn steps_and_validations_are_counted() {
+        let pace = Pace { step: 2.0, validation: 5.0 };
+        let options = Options {
+            epochs: 4,
+            batch: 4,
+            lr: 1e-3,
+            adam_eps: 1e-8,
+            seed: 0,
+            augment: crate::train::batch::Augment::Off,
+            patience: 9,
+            minutes: None,
+            steps: None,
+            save_every: 50,
+        };
+        // 12 samples: three steps an epoch. From step 2 on 10 steps and 4 validations.
+        assert_eq!(pace.rest(&options, 12, 2), 40.0);
+        // 45 steps: a validation every second epoch and at the end, 8 in all.
+        let counted = Options { epochs: usize::MAX, steps: Some(45), ..options.clone() };
+        assert_eq!(pace.rest(&counted, 12, 0), 90.0 + 40.0);
+        assert_eq!(pace.rest(&Options { minutes: Some(0.5), ..options }, 12, 2), 30.0);
+    }
+
+    #[test]
+    fn a_trained_weight_counts_seven_times() {
         // Nothing but 3 entries trains, and a picture of one patch: 7 · 3 numbers of state beside the pass.
         let device = Device::flex();
         let mut sam = checkpoint::random("tiny", SamConfig::tiny(), 1).into_sam(&device);
-        let before = step(&sam, 16, 1, Activations::Kept);
+        let before = training(&sam, 16, 1, Activations::Kept);
         let name = "image_encoder.blocks.5.mlp.lin2.weight";
         sam.weights.get_mut(name).unwrap().train_chosen(&[0, 1, 2], &device);
         let pass = |trains: bool| {
             let pass = Pass::of(&sam.config, 16, Activations::Kept, &|n| trains && n == name);
-            pass.kept + pass.working
+            pass.peak(1, [0, 0])
         };
-        let more = step(&sam, 16, 1, Activations::Kept) - before;
+        let more = training(&sam, 16, 1, Activations::Kept) - before;
         assert_eq!(more, 4 * (7 * 3 + pass(true) - pass(false)) as u64);
     }
 }

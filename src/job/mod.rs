@@ -6,6 +6,7 @@ pub mod case;
 pub mod compare;
 pub mod export;
 pub mod forecast;
+pub mod plan;
 pub mod predict;
 pub mod pretrain;
 pub mod prompt;

@@ -150,10 +150,14 @@ fn rule(config: &Config) -> Result<Rule> {
     })
 }
 
+/// Whether the configured method chooses entries by gradients of the training cases.
+pub fn looks(config: &Config) -> bool {
+    rule(config).is_ok_and(|rule| !rule.score.needs().is_empty())
+}
+
 /// Ids of the cases that a selection looks at: those of the training, or none.
 pub fn cases(config: &Config, splits: &Splits) -> Vec<String> {
-    let looks = rule(config).is_ok_and(|rule| !rule.score.needs().is_empty());
-    if looks { splits.train.iter().map(|c| c.id.clone()).collect() } else { Vec::new() }
+    if looks(config) { splits.train.iter().map(|c| c.id.clone()).collect() } else { Vec::new() }
 }
 
 /// The selection of a method that chooses entries: where gradients are needed, by one

@@ -1,7 +1,8 @@
 //! `train`: select, fine-tune, validate, test, and write a run folder.
 
 use super::case::{Input, prompt_free, result_path};
-use super::{base, forecast, select};
+use super::forecast::{self, Memory, Pace};
+use super::{base, select};
 use crate::config::Config;
 use crate::data::{self, Case, Form, Splits};
 use crate::device::{self, available_memory, peak_rss_mib};
@@ -16,6 +17,7 @@ use crate::predict::{Predictor, Preprocessing};
 use crate::progress::Progress;
 use crate::run::Run;
 use crate::score::{self, CaseScore, Report, Surfaces};
+use crate::train::batch::Augment;
 use crate::train::{Epoch, Options, State, Surroundings, Validation, batch};
 use crate::tune::patch::{self, About, Patch};
 use crate::tune::proof::{self, Proof};
@@ -24,6 +26,7 @@ use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// Steps between two saved states.
 const SAVE_EVERY: usize = 50;
@@ -88,17 +91,29 @@ fn begin(config: Config, splits: Splits, judge: Judge, replace: Replace, progres
 }
 
 /// What a training reads before its folder is made: a refusal leaves nothing behind.
-struct Ready {
-    preprocessing: Preprocessing,
-    samples: Vec<batch::Sample>,
-    validation: Vec<Reference>,
-    given: Option<Selection>,
+pub(super) struct Ready {
+    pub(super) preprocessing: Preprocessing,
+    pub(super) samples: Vec<batch::Sample>,
+    pub(super) validation: Vec<Reference>,
+    pub(super) given: Option<Selection>,
 }
 
 impl Ready {
+    /// Bytes of it.
+    pub(super) fn bytes(&self) -> u64 {
+        let samples: usize = self.samples.iter().map(batch::Sample::bytes).sum();
+        let cases: usize = self.validation.iter().map(Reference::bytes).sum();
+        (samples + cases) as u64
+    }
+
     /// Reads it, and fills in what the configuration leaves to the method and to a given selection: what is written
     /// into the run is what was used.
-    fn read(mut config: Config, splits: &Splits, base: &Checkpoint, progress: &Progress) -> Result<(Config, Ready)> {
+    pub(super) fn read(
+        mut config: Config,
+        splits: &Splits,
+        base: &Checkpoint,
+        progress: &Progress,
+    ) -> Result<(Config, Ready)> {
         let preprocessing = select::preprocessing(&config, &base.config)?;
         let given = match config.selection.clone() {
             Some(path) => {
@@ -194,14 +209,19 @@ impl Job<'_> {
         self.introduce(&base);
         self.record(&select::about(&base), None)?;
         let method = method::find(&config.method)?;
+        let (parameters, encoder_parameters) = checkpoint::counts(&base.config.specs());
+        let mut memory = Memory { data: ready.bytes(), weights: 4 * parameters as u64, ..Memory::default() };
         let Ready { preprocessing, samples, validation, given } = ready;
         let specs = base.config.specs();
-        let (parameters, encoder_parameters) = checkpoint::counts(&specs);
         let about = select::about(&base);
         let before = proof::fingerprints(&base.tensors);
         let mut sam = base.into_sam(&self.device.device);
-        let need = forecast::selection(&sam.config, preprocessing.image_size, Activations::Kept);
+        let size = preprocessing.image_size;
+        let need = forecast::selection(&sam.config, size, Activations::Kept);
         sam.activations = forecast::activations(config.recompute, need, &self.device);
+        if select::looks(config) && !run.selection().is_file() && given.is_none() {
+            memory.selection = forecast::selection(&sam.config, size, sam.activations);
+        }
         let selection = match method.rule() {
             Some(_) => Some(self.selection(&sam, &about, &samples, given)?),
             None => None,
@@ -212,15 +232,20 @@ impl Job<'_> {
 
         let old = patch::capture(&sam.weights, &plan);
         crate::tune::attach(&mut sam, &plan, &self.device.device);
-        let options = self.options(method);
-        let need = forecast::step(&sam, preprocessing.image_size, options.batch, Activations::Kept);
+        let options = options(config, method);
+        let need = forecast::training(&sam, size, options.batch, Activations::Kept);
         sam.activations = forecast::activations(config.recompute, need, &self.device);
+        memory.training = forecast::training(&sam, size, options.batch, sam.activations);
         if sam.activations == Activations::Recomputed {
             progress.line("memory       blocks of the encoder are run again in backward: less memory, more time");
         }
         let embeddings = self.embeddings(&sam);
+        if embeddings.is_some() {
+            let pictures = embedded(&samples, &validation, &options, &preprocessing) as u64;
+            memory.embeddings = embeddings_limit(&self.device).min(pictures * forecast::embedding(&sam.config, size));
+        }
         let cases = Validated { cases: &validation, preprocessing: &preprocessing, embeddings: embeddings.clone() };
-        let state = self.train(&mut sam, &samples, &cases, &options, state)?;
+        let (state, forecast_seconds) = self.train(&mut sam, &samples, &cases, &options, state)?;
         let threshold = match config.threshold {
             Some(threshold) => threshold,
             None => self.choose_threshold(&sam, &cases)?,
@@ -236,7 +261,12 @@ impl Job<'_> {
 
         let proof = self.finish(&sam, &old, &plan, &before, &about, &preprocessing, threshold)?;
         let report = self.test(&sam, &preprocessing, threshold)?;
-        let metrics = self.metrics(&report, &counts, &proof, &state, [parameters, encoder_parameters], threshold)?;
+        let mut metrics =
+            self.metrics(&report, &counts, &proof, &state, [parameters, encoder_parameters], threshold)?;
+        metrics["forecast"] = json!({ "peak_rss_mib": memory.peak_mib(), "seconds": forecast_seconds });
+        if let Some(peak) = peak_rss_mib() {
+            progress.line(format!("memory       forecast {} MiB at its peak, was {peak} MiB", memory.peak_mib()));
+        }
         let text = serde_json::to_string_pretty(&metrics).map_err(|e| Error::job(format!("metrics: {e}")))?;
         if !proof.moved.is_empty() {
             write_atomic(&run.metrics(), |to| to.write_all(text.as_bytes()))?;
@@ -309,34 +339,12 @@ impl Job<'_> {
         Ok(selection)
     }
 
-    fn options(&self, method: &dyn method::Tuning) -> Options {
-        let config = &self.config;
-        // With a clock or counted steps, epochs are only counted.
-        let limited = config.minutes.is_some() || config.steps.is_some();
-        Options {
-            epochs: if limited { usize::MAX } else { config.epochs },
-            batch: config.batch,
-            lr: config.lr.unwrap_or_else(|| method.lr()),
-            adam_eps: config.adam_eps,
-            seed: config.seed,
-            augment: config.augment(),
-            patience: if limited { usize::MAX } else { config.patience },
-            minutes: config.minutes,
-            steps: config.steps,
-            save_every: SAVE_EVERY,
-        }
-    }
-
     /// Where embeddings are kept, if the encoder does not train.
     fn embeddings(&self, sam: &Sam) -> Option<Arc<Cache>> {
         if !sam.encoder_is_frozen() {
             return None;
         }
-        let limit = match self.device.name.as_str() {
-            "cpu" => available_memory().map(|free| free / EMBEDDINGS_SHARE),
-            _ => None,
-        };
-        let limit = limit.unwrap_or(1 << 30);
+        let limit = embeddings_limit(&self.device);
         self.progress.line(format!(
             "embeddings   the encoder is frozen: a picture's embedding is computed once and kept, up to {} MiB in all",
             limit >> 20
@@ -351,9 +359,10 @@ impl Job<'_> {
         validation: &Validated<'_>,
         options: &Options,
         state: State,
-    ) -> Result<State> {
+    ) -> Result<(State, Option<f64>)> {
         let device = &self.device.device;
-        let mut around = Around { job: self, validation, stop: stop_flag()?, best: state.best_mdice() };
+        let clock = Clock::start(validation.seconds(sam, &self.device)?, samples.len(), options, validation);
+        let mut around = Around { job: self, validation, stop: stop_flag()?, best: state.best_mdice(), clock };
         around.stop.store(false, Ordering::SeqCst);
         let in_epochs = samples.len().div_ceil(options.batch).saturating_mul(options.epochs);
         self.progress.start("training", options.steps.unwrap_or(in_epochs));
@@ -367,7 +376,13 @@ impl Job<'_> {
             let mdice = state.best_mdice().unwrap_or(0.0);
             self.progress.line(format!("best epoch   {best}, validation mDice {mdice:.4}"));
         }
-        Ok(state)
+        let (forecast, took) = (around.clock.forecast, around.clock.started.elapsed().as_secs_f64());
+        if let Some(forecast) = forecast {
+            self.progress.line(format!(
+                "time         forecast {forecast:.1} s for training and validation (if no patience ends it), took {took:.1} s"
+            ));
+        }
+        Ok((state, forecast))
     }
 
     /// The threshold with the best validation mDice; of equals, the one nearest to ½.
@@ -515,6 +530,41 @@ impl Job<'_> {
     }
 }
 
+/// How the configuration trains.
+pub(super) fn options(config: &Config, method: &dyn method::Tuning) -> Options {
+    // With a clock or counted steps, epochs are only counted.
+    let limited = config.minutes.is_some() || config.steps.is_some();
+    Options {
+        epochs: if limited { usize::MAX } else { config.epochs },
+        batch: config.batch,
+        lr: config.lr.unwrap_or_else(|| method.lr()),
+        adam_eps: config.adam_eps,
+        seed: config.seed,
+        augment: config.augment(),
+        patience: if limited { usize::MAX } else { config.patience },
+        minutes: config.minutes,
+        steps: config.steps,
+        save_every: SAVE_EVERY,
+    }
+}
+
+/// Pictures that a frozen encoder embeds once.
+pub(super) fn embedded(
+    samples: &[batch::Sample],
+    validation: &[Reference],
+    options: &Options,
+    preprocessing: &Preprocessing,
+) -> usize {
+    let still = if options.augment == Augment::Off { samples.len() } else { 0 };
+    still + validation.iter().map(|case| case.input.pictures(preprocessing.axis)).sum::<usize>()
+}
+
+/// Bytes of embeddings that are kept for a frozen encoder.
+pub(super) fn embeddings_limit(device: &device::Chosen) -> u64 {
+    let free = available_memory().filter(|_| device.name == "cpu");
+    free.map_or(1 << 30, |free| free / EMBEDDINGS_SHARE)
+}
+
 /// A resumed run must see the cases and the base it was started with.
 fn check_record(run: &Run, splits: &Splits, base_sha256: &str) -> Result<()> {
     let Ok(text) = std::fs::read_to_string(run.record()) else { return Ok(()) };
@@ -532,8 +582,13 @@ fn check_record(run: &Run, splits: &Splits, base_sha256: &str) -> Result<()> {
     Ok(())
 }
 
+/// How validation scores.
+fn judging() -> score::Options {
+    score::Options { surfaces: Surfaces::Skipped, resamples: 1, ..score::Options::default() }
+}
+
 /// A case with its reference, in memory.
-struct Reference {
+pub(super) struct Reference {
     id: String,
     mask: String,
     input: Input,
@@ -541,6 +596,18 @@ struct Reference {
 }
 
 impl Reference {
+    /// Bytes it takes.
+    fn bytes(&self) -> usize {
+        self.input.bytes() + size_of_val(self.reference.voxels.as_slice())
+    }
+
+    /// Its score as validation counts it: foreground from the threshold on, no surfaces.
+    pub(super) fn judged(&self, predictor: &Predictor, threshold: f32) -> Result<CaseScore> {
+        let probabilities = self.input.probabilities(predictor, prompt_free, |_, _| ())?;
+        let labels = self.input.labels(&probabilities, threshold);
+        score::evaluate_labels(&self.id, &self.reference, &labels, &judging())
+    }
+
     fn read(cases: &[Case], form: Form, preprocessing: &Preprocessing) -> Result<Vec<Reference>> {
         cases.iter().map(|case| Reference::of(case, form, preprocessing)).collect()
     }
@@ -556,21 +623,69 @@ impl Reference {
 }
 
 /// The validation cases and what predicting them takes beside the network.
-struct Validated<'a> {
-    cases: &'a [Reference],
-    preprocessing: &'a Preprocessing,
+pub(super) struct Validated<'a> {
+    pub(super) cases: &'a [Reference],
+    pub(super) preprocessing: &'a Preprocessing,
     /// Of a frozen encoder.
-    embeddings: Option<Arc<Cache>>,
+    pub(super) embeddings: Option<Arc<Cache>>,
 }
 
 impl Validated<'_> {
+    /// Seconds of a validation, from its first case; embeddings that are kept are there by then.
+    pub(super) fn seconds(&self, sam: &Sam, device: &device::Chosen) -> Result<f64> {
+        let Some(case) = self.cases.first() else { return Ok(0.0) };
+        let predictor = self.predictor(sam, device);
+        if self.embeddings.is_some() {
+            case.judged(&predictor, 0.5)?;
+        }
+        let start = Instant::now();
+        case.judged(&predictor, 0.5)?;
+        Ok(start.elapsed().as_secs_f64() * self.cases.len() as f64)
+    }
+
     fn predictor(&self, sam: &Sam, device: &device::Chosen) -> Predictor {
         Predictor::new(sam, self.preprocessing, &device.device).with_embeddings(self.embeddings.clone())
     }
 }
 
+/// Forecasts the time of a training loop from one of its first steps.
+struct Clock<'a> {
+    options: &'a Options,
+    samples: usize,
+    /// Seconds of a validation.
+    validation: f64,
+    /// The step of this process from which the forecast is made: the first that is like those after it.
+    probe: usize,
+    started: Instant,
+    stepped: Instant,
+    steps: usize,
+    forecast: Option<f64>,
+}
+
+impl<'a> Clock<'a> {
+    fn start(validation: f64, samples: usize, options: &'a Options, cases: &Validated<'_>) -> Clock<'a> {
+        // With kept embeddings the first epoch computes what the others find.
+        let first = if cases.embeddings.is_some() { samples.div_ceil(options.batch) } else { 0 };
+        let now = Instant::now();
+        Clock { options, samples, validation, probe: first + 2, started: now, stepped: now, steps: 0, forecast: None }
+    }
+
+    fn step(&mut self, step: usize) {
+        self.steps += 1;
+        if self.steps == self.probe {
+            let pace = Pace { step: self.stepped.elapsed().as_secs_f64(), validation: self.validation };
+            let so_far = self.started.elapsed().as_secs_f64();
+            let rest = pace.rest(self.options, self.samples, step);
+            // A given time counts from the start.
+            self.forecast = Some(if self.options.minutes.is_some() { rest } else { so_far + rest });
+        }
+        self.stepped = Instant::now();
+    }
+}
+
 struct Around<'a> {
     job: &'a Job<'a>,
+    clock: Clock<'a>,
     validation: &'a Validated<'a>,
     stop: Arc<AtomicBool>,
     best: Option<f64>,
@@ -579,13 +694,9 @@ struct Around<'a> {
 impl Surroundings for Around<'_> {
     fn validate(&mut self, sam: &Sam) -> Result<Validation> {
         let predictor = self.validation.predictor(sam, &self.job.device);
-        let options = score::Options { surfaces: Surfaces::Skipped, resamples: 1, ..score::Options::default() };
-        let one = |case: &Reference| -> Result<CaseScore> {
-            let probabilities = case.input.probabilities(&predictor, prompt_free, |_, _| ())?;
-            let labels = case.input.labels(&probabilities, self.job.config.threshold.unwrap_or(0.5));
-            score::evaluate_labels(&case.id, &case.reference, &labels, &options)
-        };
-        let report = Report::from_cases(self.validation.cases.iter().map(one).collect::<Result<_>>()?, &options)?;
+        let threshold = self.job.config.threshold.unwrap_or(0.5);
+        let scores = self.validation.cases.iter().map(|case| case.judged(&predictor, threshold));
+        let report = Report::from_cases(scores.collect::<Result<_>>()?, &judging())?;
         Ok(Validation { mdice: report.mdice.unwrap_or(0.0), miou: report.miou.unwrap_or(0.0) })
     }
 
@@ -602,6 +713,7 @@ impl Surroundings for Around<'_> {
     }
 
     fn stepped(&mut self, step: usize, _: usize, loss: f64) {
+        self.clock.step(step);
         let best = self.best.map(|b| format!(" mDice {b:.3}")).unwrap_or_default();
         self.job.progress.at(step, format!("loss {loss:.3}{best}"));
     }
@@ -611,6 +723,8 @@ impl Surroundings for Around<'_> {
     }
 
     fn epoch(&mut self, row: &Epoch, best: bool, waited: f64) {
+        // The validation is no part of the next step.
+        self.clock.stepped = Instant::now();
         if best {
             self.best = Some(row.validation.mdice);
         }

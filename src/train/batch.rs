@@ -125,6 +125,11 @@ pub fn sample(picture: &Picture, mask: &Labels, preprocessing: &Preprocessing) -
 }
 
 impl Sample {
+    /// Bytes it takes.
+    pub fn bytes(&self) -> usize {
+        self.rgb.len() + self.mask.len()
+    }
+
     /// Whether anything is foreground.
     pub fn has_foreground(&self) -> bool {
         self.mask.contains(&1)

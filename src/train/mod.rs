@@ -205,6 +205,28 @@ pub fn run(
     })
 }
 
+/// Takes the first step of a training twice, and tells the seconds of each: the first time, threads start and embeddings
+/// are computed. What is attached moves.
+pub fn probe(
+    sam: &mut Sam,
+    samples: &[Sample],
+    options: &Options,
+    embeddings: Option<&Cache>,
+    device: &Device,
+) -> [f64; 2] {
+    let mut adam = Adam::new(options.adam_eps);
+    let embeddings = embeddings.filter(|_| options.augment == Augment::Off);
+    let chosen = order(samples.len(), options.seed, 0);
+    [(); 2].map(|()| {
+        let start = Instant::now();
+        let chosen = &chosen[..options.batch.min(samples.len())];
+        let drawn = batch::draw(samples, chosen, options.augment, options.seed, 0);
+        let mut gradients = step_loss(sam, drawn, embeddings, device).backward();
+        adam.step(&mut sam.weights, &mut gradients, options.lr);
+        start.elapsed().as_secs_f64()
+    })
+}
+
 /// The loss of one batch; pictures of a frozen encoder are embedded one by one, and each of them once.
 fn step_loss(sam: &Sam, drawn: Drawn, embeddings: Option<&Cache>, device: &Device) -> Tensor<1> {
     let size = drawn.size;

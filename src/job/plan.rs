@@ -1,0 +1,104 @@
+//! `plan`: what the training of a configuration would take: memory from shapes, time from one step of each kind.
+//!
+//! Nothing is written. The selection is that of one picture: how much is selected does not depend on which.
+
+use super::forecast::{self, Memory, Pace};
+use super::train::{Ready, Validated, embedded, embeddings_limit, options};
+use super::{base, select};
+use crate::config::Config;
+use crate::device::available_memory;
+use crate::error::Result;
+use crate::method;
+use crate::model::checkpoint;
+use crate::model::sam::{Activations, Cache};
+use crate::progress::{Progress, Voice};
+use crate::train;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Forecasts it.
+///
+/// # Errors
+/// What a training answers before its first step.
+pub fn run(config: Config, progress: &Progress) -> Result<Value> {
+    let device = super::device(&config.device, progress)?;
+    let splits = select::prepare(&config, progress)?;
+    let base = base::load(&config.model)?;
+    let (config, ready) = Ready::read(config, &splits, &base, progress)?;
+    let method = method::find(&config.method)?;
+    let about = select::about(&base);
+    let specs = base.config.specs();
+    let (parameters, _) = checkpoint::counts(&specs);
+    let mut memory = Memory { data: ready.bytes(), weights: 4 * parameters as u64, ..Memory::default() };
+    let Ready { preprocessing, samples, validation, given } = ready;
+    let size = preprocessing.image_size;
+    let mut sam = base.into_sam(&device.device);
+
+    let need = forecast::selection(&sam.config, size, Activations::Kept);
+    sam.activations = forecast::activations(config.recompute, need, &device);
+    let start = Instant::now();
+    let (selection, selecting) = match (method.needs_gradients(), given) {
+        (false, _) => (None, 0.0),
+        (true, Some(given)) => (Some(given), 0.0),
+        (true, None) => {
+            memory.selection = forecast::selection(&sam.config, size, sam.activations);
+            let (one, silent) = (&samples[..1], Progress::new(Voice::Quiet));
+            let selection = select::select(&sam, &about, one, &splits, &config, &silent, &device.device)?;
+            (Some(selection), start.elapsed().as_secs_f64())
+        }
+    };
+    let plan = method::plan(method, &specs, selection.as_ref().map(|s| &s.chosen), &config.settings());
+    let counts = method::counts(&specs, &plan);
+    crate::tune::attach(&mut sam, &plan, &device.device);
+
+    let options = options(&config, method);
+    let need = forecast::training(&sam, size, options.batch, Activations::Kept);
+    sam.activations = forecast::activations(config.recompute, need, &device);
+    memory.training = forecast::training(&sam, size, options.batch, sam.activations);
+    let embeddings = sam.encoder_is_frozen().then(|| Arc::new(Cache::new(embeddings_limit(&device) as usize)));
+    if embeddings.is_some() {
+        let pictures = embedded(&samples, &validation, &options, &preprocessing) as u64;
+        memory.embeddings = embeddings_limit(&device).min(pictures * forecast::embedding(&sam.config, size));
+    }
+    let [first, later] = train::probe(&mut sam, &samples, &options, embeddings.as_deref(), &device.device);
+    let cases = Validated { cases: &validation, preprocessing: &preprocessing, embeddings };
+    let validating = cases.seconds(&sam, &device)?;
+
+    let pace = Pace { step: later, validation: validating };
+    let per_epoch = samples.len().div_ceil(options.batch);
+    let steps = options.steps.unwrap_or(per_epoch.saturating_mul(options.epochs));
+    let training = pace.rest(&options, samples.len(), 0)
+        // The first epoch computes the embeddings that the others find.
+        + if cases.embeddings.is_some() { (first - later).max(0.0) * per_epoch.min(steps) as f64 } else { 0.0 };
+    let selecting = selecting * samples.len() as f64;
+    let testing = validating * splits.test.len() as f64 / validation.len().max(1) as f64;
+    let threshold = if config.threshold.is_none() { validating } else { 0.0 };
+    let mib = |bytes: u64| bytes >> 20;
+    let shown = |seconds: f64| (100.0 * seconds).round() / 100.0;
+    Ok(json!({
+        "kind": "plan",
+        "model": config.model,
+        "method": config.method,
+        "dataset": splits.dataset.name,
+        "device": device.name,
+        "image_size": size,
+        "batch": options.batch,
+        "samples": samples.len(),
+        "steps": if options.minutes.is_some() { None } else { Some(steps) },
+        "trained_parameters": counts.trained,
+        "recompute": sam.activations == Activations::Recomputed,
+        "peak_rss_mib": memory.peak_mib(),
+        "memory_mib": {
+            "data": mib(memory.data), "weights": mib(memory.weights), "selection": mib(memory.selection),
+            "training": mib(memory.training), "embeddings": mib(memory.embeddings),
+        },
+        "available_mib": available_memory().map(mib),
+        "seconds": shown(selecting + training + threshold + testing),
+        "seconds_of": {
+            "selection": shown(selecting), "training": shown(training), "threshold": shown(threshold),
+            "test": shown(testing),
+        },
+        "seconds_per_step": shown(later),
+    }))
+}
