@@ -1,4 +1,4 @@
-//! A GPS step makes no buffer of an encoder weight's size: no dense gradient, no dense optimizer state, no dense copy.
+//! A sparse step makes no buffer of an encoder weight's size: no dense gradient, no dense optimizer state, no dense copy.
 //!
 //! The allocator counts requests of exactly the encoder matrices' sizes; shapes are chosen so that no activation has
 //! them, and the scratch panels of matrix products, told by their alignment, are left out. The same count on a full fine-tuning step is above zero, so the test can fail.
@@ -90,7 +90,7 @@ fn hits(name: &str, sizes: &[usize]) -> Vec<usize> {
 }
 
 #[test]
-fn a_gps_step_has_no_buffer_of_an_encoder_matrix() {
+fn a_sparse_step_has_no_buffer_of_an_encoder_matrix() {
     let config = common::small_config();
     let specs = config.specs();
     let mut sizes: Vec<usize> = specs
@@ -102,6 +102,8 @@ fn a_gps_step_has_no_buffer_of_an_encoder_matrix() {
     sizes.dedup();
     let full = hits("full", &sizes);
     assert!(full.iter().all(|n| *n > 0), "full fine-tuning has such buffers: {sizes:?} {full:?}");
-    let gps = hits("gps", &sizes);
-    assert!(gps.iter().all(|n| *n == 0), "buffers of encoder size: {sizes:?} {gps:?}");
+    for sparse in ["gps", "neuroada"] {
+        let found = hits(sparse, &sizes);
+        assert!(found.iter().all(|n| *n == 0), "{sparse}: buffers of encoder size: {sizes:?} {found:?}");
+    }
 }

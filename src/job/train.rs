@@ -252,16 +252,16 @@ impl Job<'_> {
 
     fn say_counts(&self, counts: &Counts, encoder: usize, all: usize) {
         let percent = |part: usize, whole: usize| 100.0 * part as f64 / whole as f64;
-        let in_encoder = counts.selected_encoder_weights + counts.encoder_biases;
         self.progress.line(format!(
-            "training     {} of {} weights ({:.2} %); {} selected in the encoder ({:.3} % of it), with {} biases {:.3} %",
+            "training     {} of {} weights ({:.2} %); {} of the encoder ({:.3} % of it): {} selected, {} biases, {} others",
             counts.trained,
             all,
             percent(counts.trained, all),
+            counts.encoder,
+            percent(counts.encoder, encoder),
             counts.selected_encoder_weights,
-            percent(counts.selected_encoder_weights, encoder),
             counts.encoder_biases,
-            percent(in_encoder, encoder)
+            counts.encoder - counts.selected_encoder_weights - counts.encoder_biases,
         ));
     }
 
@@ -441,6 +441,7 @@ impl Job<'_> {
             "trained_parameters": counts.trained,
             "selected_encoder_weights": counts.selected_encoder_weights,
             "trained_encoder_biases": counts.encoder_biases,
+            "trained_encoder_parameters": counts.encoder,
             "encoder_parameters": encoder_parameters,
             "parameters": parameters,
             "seconds_per_step": if steps == 0 { None } else { Some(state.seconds / steps as f64) },
