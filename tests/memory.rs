@@ -1,4 +1,4 @@
-//! A GPS step makes no buffer of an encoder weight's size: no dense gradient, no dense optimizer state, no dense copy.
+//! A sparse step makes no buffer of an encoder weight's size: no dense gradient, no dense optimizer state, no dense copy.
 //!
 //! The allocator counts requests of exactly the encoder matrices' sizes; shapes are chosen so that no activation has
 //! them, and the scratch panels of matrix products, told by their alignment, are left out. The same count on a full fine-tuning step is above zero, so the test can fail.
@@ -132,7 +132,7 @@ fn forecasts() {
 
 /// One test, because the counters are the whole process's.
 #[test]
-fn a_gps_step_has_no_buffer_of_an_encoder_matrix_and_less_where_blocks_are_run_again() {
+fn a_sparse_step_has_no_buffer_of_an_encoder_matrix_and_needs_less_where_blocks_are_run_again() {
     let config = common::small_config();
     let specs = config.specs();
     let mut sizes: Vec<usize> = specs
@@ -144,9 +144,11 @@ fn a_gps_step_has_no_buffer_of_an_encoder_matrix_and_less_where_blocks_are_run_a
     sizes.dedup();
     let (full, _) = hits("full", config.clone(), Activations::Kept, &sizes);
     assert!(full.iter().all(|n| *n > 0), "full fine-tuning has such buffers: {sizes:?} {full:?}");
-    for activations in [Activations::Kept, Activations::Recomputed] {
-        let (gps, _) = hits("gps", config.clone(), activations, &sizes);
-        assert!(gps.iter().all(|n| *n == 0), "buffers of encoder size: {sizes:?} {gps:?}");
+    for (sparse, activations) in
+        [("gps", Activations::Kept), ("gps", Activations::Recomputed), ("neuroada", Activations::Kept)]
+    {
+        let (found, _) = hits(sparse, config.clone(), activations, &sizes);
+        assert!(found.iter().all(|n| *n == 0), "{sparse}: buffers of encoder size: {sizes:?} {found:?}");
     }
     // With twelve blocks, their inside is most of what a step holds.
     let deep = SamConfig { depth: 12, ..config };

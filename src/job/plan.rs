@@ -35,14 +35,18 @@ pub fn run(config: Config, progress: &Progress) -> Result<Value> {
     let size = preprocessing.image_size;
     let mut sam = base.into_sam(&device.device);
 
-    let need = forecast::selection(&sam.config, size, Activations::Kept);
+    let sums = select::sums(&config);
+    let need = forecast::selection(&sam.config, size, sums, Activations::Kept);
     sam.activations = forecast::activations(config.recompute, need, &device);
     let start = Instant::now();
-    let (selection, selecting) = match (method.needs_gradients(), given) {
+    // A choice without gradients takes no pass over the pictures.
+    let pictures = if sums > 0 { samples.len() } else { 0 };
+    let (selection, selecting) = match (method.rule().is_some(), given) {
         (false, _) => (None, 0.0),
         (true, Some(given)) => (Some(given), 0.0),
         (true, None) => {
-            memory.selection = forecast::selection(&sam.config, size, sam.activations);
+            memory.selection =
+                if sums == 0 { 0 } else { forecast::selection(&sam.config, size, sums, sam.activations) };
             let (one, silent) = (&samples[..1], Progress::new(Voice::Quiet));
             let selection = select::select(&sam, &about, one, &splits, &config, &silent, &device.device)?;
             (Some(selection), start.elapsed().as_secs_f64())
@@ -71,7 +75,7 @@ pub fn run(config: Config, progress: &Progress) -> Result<Value> {
     let training = pace.rest(&options, samples.len(), 0)
         // The first epoch computes the embeddings that the others find.
         + if cases.embeddings.is_some() { (first - later).max(0.0) * per_epoch.min(steps) as f64 } else { 0.0 };
-    let selecting = selecting * samples.len() as f64;
+    let selecting = selecting * pictures as f64;
     let testing = validating * splits.test.len() as f64 / validation.len().max(1) as f64;
     let threshold = if config.threshold.is_none() { validating } else { 0.0 };
     let mib = |bytes: u64| bytes >> 20;

@@ -132,7 +132,7 @@ pub fn run(config: &Config, to: &Path, progress: &Progress) -> Result<Selection>
     check_foreground(&samples, &splits, &preprocessing, progress)?;
     let about = about(&checkpoint);
     let mut sam = checkpoint.into_sam(&device.device);
-    let need = forecast::selection(&sam.config, preprocessing.image_size, Activations::Kept);
+    let need = forecast::selection(&sam.config, preprocessing.image_size, sums(config), Activations::Kept);
     sam.activations = forecast::activations(config.recompute, need, &device);
     let selection = select(&sam, &about, &samples, &splits, config, progress, &device.device)?;
     selection.save(to)?;
@@ -150,14 +150,14 @@ fn rule(config: &Config) -> Result<Rule> {
     })
 }
 
-/// Whether the configured method chooses entries by gradients of the training cases.
-pub fn looks(config: &Config) -> bool {
-    rule(config).is_ok_and(|rule| !rule.score.needs().is_empty())
+/// How many sums of gradients of the training cases the configured method chooses entries by.
+pub fn sums(config: &Config) -> usize {
+    rule(config).map_or(0, |rule| rule.score.needs().len())
 }
 
 /// Ids of the cases that a selection looks at: those of the training, or none.
 pub fn cases(config: &Config, splits: &Splits) -> Vec<String> {
-    if looks(config) { splits.train.iter().map(|c| c.id.clone()).collect() } else { Vec::new() }
+    if sums(config) > 0 { splits.train.iter().map(|c| c.id.clone()).collect() } else { Vec::new() }
 }
 
 /// The selection of a method that chooses entries: where gradients are needed, by one

@@ -217,10 +217,10 @@ impl Job<'_> {
         let before = proof::fingerprints(&base.tensors);
         let mut sam = base.into_sam(&self.device.device);
         let size = preprocessing.image_size;
-        let need = forecast::selection(&sam.config, size, Activations::Kept);
+        let need = forecast::selection(&sam.config, size, select::sums(config), Activations::Kept);
         sam.activations = forecast::activations(config.recompute, need, &self.device);
-        if select::looks(config) && !run.selection().is_file() && given.is_none() {
-            memory.selection = forecast::selection(&sam.config, size, sam.activations);
+        if select::sums(config) > 0 && !run.selection().is_file() && given.is_none() {
+            memory.selection = forecast::selection(&sam.config, size, select::sums(config), sam.activations);
         }
         let selection = match method.rule() {
             Some(_) => Some(self.selection(&sam, &about, &samples, given)?),
@@ -304,16 +304,16 @@ impl Job<'_> {
 
     fn say_counts(&self, counts: &Counts, encoder: usize, all: usize) {
         let percent = |part: usize, whole: usize| 100.0 * part as f64 / whole as f64;
-        let in_encoder = counts.selected_encoder_weights + counts.encoder_biases;
         self.progress.line(format!(
-            "training     {} of {} weights ({:.2} %); {} selected in the encoder ({:.3} % of it), with {} biases {:.3} %",
+            "training     {} of {} weights ({:.2} %); {} of the encoder ({:.3} % of it): {} selected, {} biases, {} others",
             counts.trained,
             all,
             percent(counts.trained, all),
+            counts.encoder,
+            percent(counts.encoder, encoder),
             counts.selected_encoder_weights,
-            percent(counts.selected_encoder_weights, encoder),
             counts.encoder_biases,
-            percent(in_encoder, encoder)
+            counts.encoder - counts.selected_encoder_weights - counts.encoder_biases,
         ));
     }
 
@@ -494,6 +494,7 @@ impl Job<'_> {
             "trained_parameters": counts.trained,
             "selected_encoder_weights": counts.selected_encoder_weights,
             "trained_encoder_biases": counts.encoder_biases,
+            "trained_encoder_parameters": counts.encoder,
             "encoder_parameters": encoder_parameters,
             "parameters": parameters,
             "seconds_per_step": if steps == 0 { None } else { Some(state.seconds / steps as f64) },

@@ -3,11 +3,18 @@
 //! A method says which weights train and how; it never sees a network. Attaching the plan, the optimizer, the loop, the
 //! patch and the report are the same for all of them. A new method is one file here and one line in [`methods`].
 
+mod bitfit;
 pub mod choice;
 mod decoder;
+mod fisher;
 mod full;
 mod gps;
+mod magnitude;
+mod neuroada;
+mod norm;
+mod random;
 pub mod score;
+mod second_order;
 
 use crate::error::{Error, Result, nearest};
 use crate::model::{Kind, Part, WeightSpec};
@@ -25,6 +32,17 @@ pub enum Change {
     Dense,
     /// Only the values at these flat indices (sorted, unique) train.
     Chosen(Vec<u32>),
+    /// Only what is added to the values at these flat indices trains, from zero.
+    Bypass(Vec<u32>),
+}
+
+/// How chosen entries train.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// As they are: [`Change::Chosen`].
+    Values,
+    /// Through what is added to them: [`Change::Bypass`].
+    Bypass,
 }
 
 /// What happens to every weight, by official name.
@@ -75,6 +93,11 @@ pub trait Tuning {
         None
     }
 
+    /// How the chosen entries train.
+    fn form(&self) -> Form {
+        Form::Values
+    }
+
     /// What happens to one weight of the image encoder that has no chosen entries. Where nothing else is said: biases
     /// train, as the settings want it.
     fn encoder(&self, spec: &WeightSpec, settings: &Settings) -> Change {
@@ -94,6 +117,13 @@ pub fn methods() -> &'static [(&'static str, &'static str, &'static dyn Tuning)]
         ("gps", "the k weights per neuron of the encoder with the largest gradient, biases, decoder", &gps::Gps),
         ("full", "every weight of the encoder, decoder", &full::Full),
         ("decoder", "the decoder alone", &decoder::Decoder),
+        ("bitfit", "the biases of the encoder, those of its norms too, decoder", &bitfit::BitFit),
+        ("norm", "the norms of the encoder, decoder", &norm::Norm),
+        ("magnitude", "as gps, with the largest weights", &magnitude::Magnitude),
+        ("random", "as gps, with weights drawn by lot", &random::Random),
+        ("fisher", "as gps, with the largest Fisher information", &fisher::Fisher),
+        ("second-order", "as gps, with the largest squared gradient over curvature", &second_order::SecondOrder),
+        ("neuroada", "a bypass, from zero, around the k largest weights per neuron, decoder", &neuroada::NeuroAda),
     ]
 }
 
@@ -144,7 +174,10 @@ pub fn choose(
 pub fn plan(method: &dyn Tuning, specs: &[WeightSpec], chosen: Option<&Chosen>, settings: &Settings) -> Plan {
     let change = |spec: &WeightSpec| match (chosen.and_then(|c| c.get(&spec.name)), spec.part) {
         _ if spec.kind == Kind::Buffer => Change::Frozen,
-        (Some(indices), _) => Change::Chosen(indices.clone()),
+        (Some(indices), _) => match method.form() {
+            Form::Values => Change::Chosen(indices.clone()),
+            Form::Bypass => Change::Bypass(indices.clone()),
+        },
         (None, Part::ImageEncoder) => method.encoder(spec, settings),
         (None, _) if settings.decoder == Train::Yes && spec.prompt_free => Change::Dense,
         (None, _) => Change::Frozen,
@@ -157,9 +190,11 @@ pub fn plan(method: &dyn Tuning, specs: &[WeightSpec], chosen: Option<&Chosen>, 
 pub struct Counts {
     /// All of them.
     pub trained: usize,
-    /// Entries chosen one by one in the image encoder.
+    /// Those of the image encoder.
+    pub encoder: usize,
+    /// Of these, entries chosen one by one.
     pub selected_encoder_weights: usize,
-    /// Biases of the image encoder.
+    /// Of these, biases of layers.
     pub encoder_biases: usize,
 }
 
@@ -167,19 +202,77 @@ pub struct Counts {
 pub fn counts(specs: &[WeightSpec], plan: &Plan) -> Counts {
     let mut counts = Counts::default();
     for spec in specs {
-        let n = match plan.get(&spec.name) {
-            Some(Change::Dense) => spec.len(),
-            Some(Change::Chosen(indices)) => indices.len(),
-            _ => 0,
+        let (n, alone) = match plan.get(&spec.name) {
+            None | Some(Change::Frozen) => continue,
+            Some(Change::Dense) => (spec.len(), 0),
+            Some(Change::Chosen(indices) | Change::Bypass(indices)) => (indices.len(), indices.len()),
         };
         counts.trained += n;
         if spec.part == Part::ImageEncoder {
-            match plan.get(&spec.name) {
-                Some(Change::Chosen(_)) => counts.selected_encoder_weights += n,
-                Some(Change::Dense) if spec.kind == Kind::Bias => counts.encoder_biases += n,
-                _ => {}
-            }
+            counts.encoder += n;
+            counts.selected_encoder_weights += alone;
+            counts.encoder_biases += if spec.kind == Kind::Bias { n } else { 0 };
         }
     }
     counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One matrix of the encoder.
+    fn matrix(rows: usize, len: usize) -> WeightSpec {
+        let (name, shape) = ("w".to_string(), vec![rows, len / rows]);
+        WeightSpec { name, kind: Kind::Linear, part: Part::ImageEncoder, shape, prompt_free: true }
+    }
+
+    fn chosen(method: &dyn Tuning, spec: WeightSpec, evidence: &Evidence<'_>) -> Vec<u32> {
+        let chosen = choose(method, &[spec], evidence, &Settings::default()).unwrap().unwrap();
+        chosen["w"].clone()
+    }
+
+    /// What a method chooses, one a row, from a matrix of two rows that holds these values.
+    pub(super) fn chosen_from_weights(method: &dyn Tuning, values: &[f32]) -> Vec<u32> {
+        let weight = |_: &WeightSpec| values.to_vec();
+        let evidence = Evidence { cases: 0, sums: BTreeMap::new(), weight: &weight, seed: 3 };
+        chosen(method, matrix(2, values.len()), &evidence)
+    }
+
+    /// What a method chooses, one a row of at most two, from the gradients of these cases.
+    pub(super) fn chosen_from_cases<const N: usize>(method: &dyn Tuning, cases: &[[f32; N]]) -> Vec<u32> {
+        let needs = method.rule().unwrap().score.needs();
+        let total = |sum: &Sum| (0..N).map(|i| cases.iter().map(|g| sum.term(g[i])).sum()).collect();
+        let sums = needs.iter().map(|sum| (*sum, GradientTable::from([("w".to_string(), total(sum))])));
+        let evidence = Evidence { cases: cases.len(), sums: sums.collect(), weight: &|_| Vec::new(), seed: 0 };
+        chosen(method, matrix(N.div_ceil(2), N), &evidence)
+    }
+
+    /// Weights of the encoder that a method trains as a whole.
+    pub(super) fn trained_in_encoder<'a>(method: &dyn Tuning, specs: &'a [WeightSpec]) -> Vec<&'a WeightSpec> {
+        let plan = plan(method, specs, None, &Settings::default());
+        let trains = |s: &&WeightSpec| s.part == Part::ImageEncoder && plan[&s.name] != Change::Frozen;
+        specs.iter().filter(trains).collect()
+    }
+
+    #[test]
+    fn names_are_found_and_offered() {
+        for (name, what, _) in methods() {
+            assert!(find(name).is_ok() && !what.is_empty(), "{name}");
+        }
+        let error = find("magnitde").err().unwrap();
+        assert!(error.hint.unwrap().contains("`magnitude`"));
+    }
+
+    #[test]
+    fn chosen_entries_and_bypasses_are_counted_alike() {
+        let specs = [matrix(2, 8)];
+        for change in [Change::Chosen(vec![1, 5]), Change::Bypass(vec![1, 5])] {
+            let plan = Plan::from([("w".to_string(), change)]);
+            let want = Counts { trained: 2, encoder: 2, selected_encoder_weights: 2, encoder_biases: 0 };
+            assert_eq!(counts(&specs, &plan), want);
+        }
+        let plan = Plan::from([("w".to_string(), Change::Dense)]);
+        assert_eq!(counts(&specs, &plan), Counts { trained: 8, encoder: 8, ..Counts::default() });
+    }
 }

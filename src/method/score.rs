@@ -153,7 +153,7 @@ impl Score {
 
     /// The score of every value of a weight, the `number`-th; `None` when the loss does not reach it. `damping` is
     /// [`Evidence::damping`].
-    pub(super) fn of(
+    pub(crate) fn of(
         self,
         spec: &WeightSpec,
         number: u64,

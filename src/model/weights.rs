@@ -83,7 +83,7 @@ impl WeightSpec {
     }
 }
 
-/// The entries of a weight that are trained while the others stay: GPS's selection inside one tensor.
+/// The entries of a weight that are trained while the others stay.
 #[derive(Debug, Clone)]
 pub struct Chosen {
     /// Sorted flat indices into the weight.
@@ -94,8 +94,11 @@ pub struct Chosen {
     pub rows: Tensor<1, Int>,
     /// Input of each index.
     pub cols: Tensor<1, Int>,
-    /// The trained values, a leaf that gradients reach. The weight holds the same values at these indices.
+    /// The trained values, a leaf that gradients reach. The weight holds them at these indices, added to `base` where
+    /// there is one: their gradient is the same.
     pub values: Tensor<1>,
+    /// What a bypass goes around: the weight's values before training.
+    pub base: Option<Tensor<1>>,
 }
 
 /// One named weight on the device.
@@ -153,22 +156,41 @@ impl Weight {
 
     /// Trains the entries at `indices` (sorted, unique) only.
     pub fn train_chosen(&mut self, indices: &[u32], device: &Device) {
+        let (mut chosen, base) = self.at(indices, device);
+        chosen.values = base.autodiff().require_grad();
+        self.chosen = Some(chosen);
+    }
+
+    /// Trains what is added to the entries at `indices` (sorted, unique), from zero.
+    pub fn train_bypass(&mut self, indices: &[u32], device: &Device) {
+        let (chosen, base) = self.at(indices, device);
+        self.chosen = Some(Chosen { base: Some(base), ..chosen });
+    }
+
+    /// Places to train, with zeros, and the values that the weight holds there.
+    fn at(&self, indices: &[u32], device: &Device) -> (Chosen, Tensor<1>) {
         let fan_in = self.spec.matrix().1 as u32;
         let ints = |f: &dyn Fn(u32) -> u32| {
             let data: Vec<i32> = indices.iter().map(|i| f(*i) as i32).collect();
             Tensor::<1, Int>::from_data(TensorData::new(data, [indices.len()]), device)
         };
         let flat = ints(&|i| i);
-        let values = self.value.clone().select(0, flat.clone()).autodiff().require_grad();
+        let base = self.value.clone().select(0, flat.clone());
+        let values = Tensor::zeros([indices.len()], device).autodiff().require_grad();
         let (rows, cols) = (ints(&|i| i / fan_in), ints(&|i| i % fan_in));
-        self.chosen = Some(Chosen { indices: indices.into(), flat, rows, cols, values });
+        (Chosen { indices: indices.into(), flat, rows, cols, values, base: None }, base)
     }
 
-    /// Replaces the trained values at the chosen indices, in the leaf and in the weight, without a dense copy.
+    /// Replaces the trained values at the chosen indices, in the leaf and in the weight (a bypass: added to what it goes
+    /// around), without a dense copy.
     pub fn set_chosen(&mut self, values: Tensor<1>) {
         if let Some(chosen) = &mut self.chosen {
             let values = values.without_autodiff();
             chosen.values = values.clone().autodiff().require_grad();
+            let values = match &chosen.base {
+                Some(base) => base.clone() + values,
+                None => values,
+            };
             // Taken out of the table first, so that the tensor has one owner and is changed in place.
             let empty = Tensor::zeros([1], &values.device());
             let weight = std::mem::replace(&mut self.value, empty);

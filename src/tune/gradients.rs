@@ -116,4 +116,59 @@ mod tests {
         let chosen = choose(gps, &sam, &settings, 0, never, |sam, ()| Ok(linear(sam, [0.0; 3]))).unwrap().unwrap();
         assert_eq!(chosen.values().map(Vec::len).sum::<usize>(), 1);
     }
+
+    /// Least squares in three values of one weight: L = (a·(w - w₀) + r)² / 2, mean over two cases with r = 1 and -1.
+    /// Its Hessian is the mean of a aᵀ, whose diagonal the Fisher information is, exactly, because r² = 1.
+    const TOY: [([f32; 3], f32); 2] = [([6.0, 1.0, 0.0], 1.0), ([2.0, -1.0, -0.5], -1.0)];
+
+    fn squares(values: Tensor<1>, start: &[f32], (a, r): ([f32; 3], f32)) -> Tensor<1> {
+        let tensor = |v: Vec<f32>| Tensor::<1>::from_data(TensorData::new(v, [3]), &Device::flex());
+        let residual = ((values - tensor(start.to_vec())) * tensor(a.to_vec())).sum() + r;
+        residual.clone() * residual * 0.5
+    }
+
+    #[test]
+    fn the_second_order_score_is_what_the_best_step_of_one_weight_takes_away() {
+        let sam = small();
+        let start = to_vec(sam.weights.get(NAME).unwrap().value.clone().slice([0..3]));
+        let case =
+            |sam: &Sam, case| Ok(squares(sam.weights.get(NAME).unwrap().value.clone().slice([0..3]), &start, case));
+        // The exact second derivative along each weight: a second difference, which has no error in a square.
+        let loss = |i: usize, step: f32| {
+            let mut moved = start.clone();
+            moved[i] += step;
+            let at = |case| {
+                f64::from(to_vec(squares(Tensor::from_floats(moved.as_slice(), &Device::flex()), &start, case))[0])
+            };
+            TOY.into_iter().map(at).sum::<f64>() / 2.0
+        };
+        let taken: Vec<f64> = (0..3)
+            .map(|i| {
+                let (gradient, hessian) =
+                    ((loss(i, 1.0) - loss(i, -1.0)) / 2.0, loss(i, 1.0) - 2.0 * loss(i, 0.0) + loss(i, -1.0));
+                loss(i, 0.0) - loss(i, (-gradient / hessian) as f32)
+            })
+            .collect();
+        // g = (2, 1, 0.25), h = (20, 1, 0.125): g²/2h is 0.1, 0.5, 0.25.
+        for (got, want) in taken.iter().zip([0.1, 0.5, 0.25]) {
+            assert!((got - want).abs() < 1e-5, "{taken:?}");
+        }
+        let (count, sums) = accumulate(&sam, Score::SecondOrder.needs(), TOY.into_iter().map(Ok), case).unwrap();
+        let weight = |_: &WeightSpec| Vec::new();
+        let evidence = Evidence { cases: count, sums, weight: &weight, seed: 0 };
+        let specs = sam.config.specs();
+        let spec = specs.iter().find(|s| s.name == NAME).unwrap();
+        let scores = Score::SecondOrder.of(spec, 0, &evidence, 0.0).unwrap().unwrap();
+        for (score, taken) in scores.iter().zip(&taken) {
+            assert!((f64::from(*score) / 2.0 - taken).abs() < 1e-5, "{scores:?} {taken:?}");
+        }
+        // With the damping that is used, and through the method: the second weight, where GPS takes the first.
+        let first = |name: &str| {
+            let settings =
+                Settings { budget: Budget::Count(1), group: Some(method::Group::Global), ..Settings::default() };
+            let cases = TOY.into_iter().map(Ok);
+            choose(method::find(name).unwrap(), &sam, &settings, 0, cases, case).unwrap().unwrap()[NAME].clone()
+        };
+        assert_eq!((first("second-order"), first("gps")), (vec![1], vec![0]));
+    }
 }

@@ -16,6 +16,7 @@ pub fn attach(sam: &mut Sam, plan: &Plan, device: &Device) {
         match plan.get(name) {
             Some(Change::Dense) => weight.train_all(),
             Some(Change::Chosen(indices)) if !indices.is_empty() => weight.train_chosen(indices, device),
+            Some(Change::Bypass(indices)) if !indices.is_empty() => weight.train_bypass(indices, device),
             _ => {}
         }
     }

@@ -76,7 +76,7 @@ pub fn capture(weights: &Weights, plan: &Plan) -> BTreeMap<String, Vec<f32>> {
             Some(Change::Dense) => {
                 old.insert(name.clone(), weight.to_host().data);
             }
-            Some(Change::Chosen(indices)) => {
+            Some(Change::Chosen(indices) | Change::Bypass(indices)) => {
                 let host = weight.to_host().data;
                 old.insert(name.clone(), indices.iter().map(|i| host[*i as usize]).collect());
             }
@@ -93,7 +93,7 @@ pub fn changes(old: &BTreeMap<String, Vec<f32>>, trained: &Weights, plan: &Plan)
         let Some(weight) = trained.get(name) else { continue };
         let (host, old) = (weight.to_host().data, old.clone());
         let delta = match plan.get(name) {
-            Some(Change::Chosen(indices)) => {
+            Some(Change::Chosen(indices) | Change::Bypass(indices)) => {
                 let new = indices.iter().map(|i| host[*i as usize]).collect();
                 Delta::Sparse { indices: indices.clone(), old, new }
             }

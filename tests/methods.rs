@@ -1,0 +1,342 @@
+//! Choosing entries by score, group and budget, and the methods made of it, on the real binary.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
+
+mod common;
+
+use burn::tensor::{Device, Tensor};
+use common::{QUICK, discs, fails, ok, small_checkpoint};
+use segft::error::Result;
+use segft::method::{self, Change, Group, OtherScores, Plan, Rule, Score, Settings, Tuning};
+use segft::model::weights::to_vec;
+use segft::model::{Kind, Part, Sam, WeightSpec, checkpoint};
+use segft::predict::prompt_free_logits;
+use segft::train::{Epoch, Options, State, Surroundings, Validation, batch, loss};
+use segft::tune::patch::{self, Direction};
+use segft::tune::{adam::Adam, attach, gradients, proof};
+use serde_json::Value;
+use std::path::Path;
+
+/// Entries of the small SAM for k = 1: two blocks of (3·52 + 52 + 4·52 + 52), 52 of the patch embedding, 2 · 48 of the
+/// neck.
+const ONE_EACH: usize = 2 * 468 + 52 + 96;
+
+/// A folder with the small SAM, a training set and a test set.
+fn workplace() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    small_checkpoint(&folder.path().join("small.safetensors"));
+    discs(&folder.path().join("discs"), "a", 8, 0);
+    discs(&folder.path().join("held-out"), "b", 2, 3);
+    folder
+}
+
+/// `segft select` with these flags: what `segft info` says of the file, and the file.
+fn select(folder: &Path, out: &str, more: &[&str]) -> (Value, Vec<u8>) {
+    let mut arguments = vec!["select", "--dataset", "discs", "--json", "--out", out, "--force"];
+    arguments.extend(QUICK);
+    arguments.extend(more);
+    (serde_json::from_str(&ok(folder, &arguments)).unwrap(), std::fs::read(folder.join(out)).unwrap())
+}
+
+fn train(folder: &Path, out: &str, more: &[&str]) -> Value {
+    let mut arguments = vec!["train", "--dataset", "discs", "--test", "held-out", "--json", "--out", out];
+    arguments.extend(QUICK);
+    arguments.extend(more);
+    serde_json::from_str(&ok(folder, &arguments)).unwrap()
+}
+
+/// Lines of a run's config.toml that hold these keys.
+fn configured(folder: &Path, run: &str, keys: &[&str]) -> Vec<String> {
+    let text = std::fs::read_to_string(folder.join(run).join("config.toml")).unwrap();
+    let wanted = |line: &&str| keys.iter().any(|key| line.split(" = ").next() == Some(key));
+    text.lines().filter(wanted).map(String::from).collect()
+}
+
+#[test]
+fn every_score_in_every_group_is_chosen_at_the_same_count() {
+    let folder = workplace();
+    let at = folder.path();
+    let mut seen = Vec::new();
+    for score in [
+        "gradient",
+        "abs-gradient",
+        "fisher",
+        "snr",
+        "second-order",
+        "gradient-weight",
+        "largest",
+        "smallest",
+        "random",
+    ] {
+        for group in ["neuron", "tensor", "global"] {
+            let (facts, bytes) = select(at, "s.safetensors", &["--score", score, "--group", group]);
+            assert_eq!(facts["n_values"], ONE_EACH, "{score} {group}");
+            assert_eq!((facts["score"].as_str(), facts["group"].as_str()), (Some(score), Some(group)));
+            let looked_at = if ["largest", "smallest", "random"].contains(&score) { 0 } else { 6 };
+            assert_eq!(facts["n_cases"], looked_at, "{score}");
+            seen.push(bytes);
+        }
+    }
+    // No two of them choose the same.
+    let all = seen.len();
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen.len(), all);
+    let (facts, bytes) = select(at, "s.safetensors", &["--score", "random"]);
+    assert_eq!((facts["seed"].as_u64(), facts["k"].as_u64()), (Some(5), Some(1)));
+    assert!(bytes == select(at, "t.safetensors", &["--score", "random", "--threads", "1"]).1);
+    assert!(bytes != select(at, "t.safetensors", &["--score", "random", "--seed", "6"]).1);
+    for (flags, count) in [(["--budget", "100"], 100), (["--ratio", "1"], 4 * 52 * 52 * 6)] {
+        let facts = select(at, "s.safetensors", &flags).0;
+        assert!(facts["n_values"].as_u64().unwrap() >= count && facts["k"].is_null(), "{facts}");
+    }
+}
+
+#[test]
+fn a_run_and_its_selection_tell_how_entries_were_chosen() {
+    let folder = workplace();
+    let at = folder.path();
+    let metrics = train(at, "one", &["--score", "fisher", "--group", "global", "--budget", "77", "--no-decoder"]);
+    assert_eq!(
+        (metrics["selected_encoder_weights"].as_u64(), &metrics["frozen_weights_unchanged"]),
+        (Some(77), &Value::Bool(true))
+    );
+    let keys = ["k", "ratio", "budget", "score", "group"];
+    assert_eq!(configured(at, "one", &keys), ["budget = 77", "score = \"fisher\"", "group = \"global\""]);
+    let made = "one/selection.safetensors";
+    let facts: Value = serde_json::from_str(&ok(at, &["info", made, "--json"])).unwrap();
+    assert_eq!(
+        (facts["budget"].as_u64(), facts["score"].as_str(), facts["group"].as_str()),
+        (Some(77), Some("fisher"), Some("global"))
+    );
+    // Taken up again by a training that says nothing of it; one that says otherwise is refused.
+    train(at, "again", &["--selection", made, "--no-decoder"]);
+    assert_eq!(configured(at, "again", &keys), ["budget = 77", "score = \"fisher\"", "group = \"global\""]);
+    for file in ["selection.safetensors", "patch.safetensors"] {
+        assert!(
+            std::fs::read(at.join("one").join(file)).unwrap() == std::fs::read(at.join("again").join(file)).unwrap(),
+            "{file}"
+        );
+    }
+    let mut arguments = vec!["train", "--dataset", "discs", "--selection", made, "--score", "snr"];
+    arguments.extend(QUICK);
+    let (code, error) = fails(at, &arguments);
+    assert!(code == 2 && error.contains("--score snr") && error.contains("--score fisher"), "{error}");
+    assert_eq!(configured(at, "one", &["lr"]), configured(at, "again", &["lr"]));
+}
+
+#[test]
+fn misfits_name_the_flags() {
+    let folder = workplace();
+    let at = folder.path();
+    for (arguments, words) in [
+        (&["--k", "2", "--ratio", "0.1"][..], &["--k", "--ratio"][..]),
+        (&["--k", "2", "--budget", "9"], &["--k", "--budget"]),
+        (&["--set", "ratio=0.1", "--budget", "9"], &["--ratio", "--budget"]),
+        (&["--ratio", "0"], &["--ratio"]),
+        (&["--ratio", "1.5"], &["--ratio"]),
+        (&["--k", "0"], &["--k"]),
+        (&["--budget", "0"], &["--budget"]),
+        (&["--budget", "99999999"], &["--budget 99999999"]),
+        (&["--ratio", "1e-9"], &["none"]),
+        (&["--score", "fischer"], &["--score", "`fisher`"]),
+        (&["--group", "globl"], &["--group", "`global`"]),
+        (&["--method", "full", "--k", "2"], &["--k", "--method full"]),
+        (&["--method", "decoder", "--score", "fisher"], &["--score", "--method decoder"]),
+        (&["--method", "decoder", "--selection", "x.safetensors"], &["--selection", "--method decoder"]),
+    ] {
+        let mut all = vec!["train", "--dataset", "discs", "--model", "small.safetensors", "--out", "none"];
+        all.extend(arguments);
+        let (code, error) = fails(at, &all);
+        assert_eq!(code, 2, "{arguments:?}: {error}");
+        assert!(words.iter().all(|word| error.contains(word)), "{arguments:?}: {error}");
+    }
+    // Methods that choose nothing may stand beside those that do.
+    let beside = ["compare", "--dataset", "discs", "--methods", "full,gps", "--budget", "9", "--report"];
+    ok(at, &[&beside[..], &["--model", "small.safetensors"]].concat());
+}
+
+#[test]
+fn every_method_trains_what_it_says_and_keeps_the_rest() {
+    let folder = workplace();
+    let at = folder.path();
+    let help = ok(at, &["train", "--help"]);
+    // Biases of two blocks (three, one, four and one width) and of the patch embedding; two norms a block and two of
+    // the neck.
+    let (biases, norms) = (2 * 9 * 52 + 52, 2 * 2 * 52 + 2 * 48);
+    let outside = train(at, "outside", &["--method", "decoder"])["trained_parameters"].as_u64().unwrap();
+    for (name, ..) in method::methods() {
+        assert!(help.contains(name), "--help does not name {name}");
+        let metrics = train(at, name, &["--method", name]);
+        let count = |key: &str| metrics[key].as_u64().unwrap() as usize;
+        let (selected, trained) = (count("selected_encoder_weights"), count("trained_encoder_parameters"));
+        let want = match *name {
+            "full" => (0, count("encoder_parameters")),
+            "decoder" => (0, 0),
+            "bitfit" => (0, biases + norms),
+            "norm" => (0, 2 * norms),
+            "neuroada" => (ONE_EACH, ONE_EACH),
+            _ => (ONE_EACH, ONE_EACH + biases),
+        };
+        assert_eq!((selected, trained), want, "{name}");
+        assert_eq!(count("trained_parameters"), trained + outside as usize, "{name}");
+        assert_eq!(metrics["frozen_weights_unchanged"], true, "{name}");
+        assert_eq!(at.join(name).join("selection.safetensors").is_file(), selected > 0, "{name}");
+    }
+    let patch = |run: &str| std::fs::read(at.join(run).join("patch.safetensors")).unwrap();
+    assert!(patch("gps") != patch("random"));
+    // A method named after its score is not to be had with another.
+    for name in ["magnitude", "random", "fisher", "second-order"] {
+        let (code, error) = fails(at, &["train", "--method", name, "--score", "gradient"]);
+        assert!(code == 2 && error.contains("--score gradient") && error.contains(name), "{error}");
+    }
+    let mut again = vec!["train", "--method", "neuroada", "--score", "smallest", "--out", "smallest"];
+    again.extend(["--dataset", "discs", "--test", "held-out"]);
+    ok(at, &[&again[..], &QUICK].concat());
+    assert!(patch("neuroada") != patch("smallest"));
+}
+
+/// As NeuroAda, but the chosen values train as they are: what it must equal.
+struct Sparse;
+
+impl Tuning for Sparse {
+    fn rule(&self) -> Option<Rule> {
+        method::find("neuroada").unwrap().rule()
+    }
+
+    fn encoder(&self, _: &WeightSpec, _: &Settings) -> Change {
+        Change::Frozen
+    }
+
+    fn lr(&self) -> f64 {
+        1e-3
+    }
+}
+
+fn small_sam() -> Sam {
+    checkpoint::random("small", common::small_config(), 3).into_sam(&Device::flex())
+}
+
+fn planned(method: &dyn Tuning, sam: &Sam) -> Plan {
+    let none = std::iter::empty::<Result<()>>();
+    let settings = Settings::default();
+    let chosen =
+        gradients::choose(method, sam, &settings, 0, none, |_, ()| Ok(Tensor::zeros([1], &Device::flex()))).unwrap();
+    method::plan(method, &sam.config.specs(), chosen.as_ref(), &settings)
+}
+
+#[test]
+fn neuroada_starts_at_zero_and_is_the_sparse_form_when_merged() {
+    let device = Device::flex();
+    let pixels = Tensor::<4>::ones([1, 3, 72, 72], &device);
+    let target = Tensor::<4>::ones([1, 1, 72, 72], &device);
+    let logits = |sam: &Sam| to_vec(prompt_free_logits(sam, pixels.clone()).without_autodiff());
+    let untouched = logits(&small_sam());
+    let trained = |method: &dyn Tuning| {
+        let mut sam = small_sam();
+        let plan = planned(method, &sam);
+        let old = patch::capture(&sam.weights, &plan);
+        attach(&mut sam, &plan, &device);
+        let starts: Vec<f32> =
+            sam.weights.iter().filter_map(|(_, w)| w.chosen.as_ref()).flat_map(|c| to_vec(c.values.clone())).collect();
+        assert!(logits(&sam) == untouched, "attached, it computes what the base does, to the bit");
+        let mut adam = Adam::new(1e-8);
+        for _ in 0..5 {
+            let loss = loss::loss(prompt_free_logits(&sam, pixels.clone()), target.clone(), target.clone()).total();
+            adam.step(&mut sam.weights, &mut loss.backward(), 1e-3);
+        }
+        (patch::changes(&old, &sam.weights, &plan), logits(&sam), starts)
+    };
+    let (bypass, live, starts) = trained(method::find("neuroada").unwrap());
+    assert_eq!(starts.len(), ONE_EACH);
+    assert!(starts.iter().all(|delta| *delta == 0.0));
+    // Merged into the base, the network is the one that was trained.
+    let mut base = checkpoint::random("small", common::small_config(), 3);
+    for (name, delta) in &bypass {
+        delta.turn(&mut base.tensors.get_mut(name).unwrap().data, Direction::Apply);
+    }
+    let merged = logits(&base.into_sam(&device));
+    assert!(merged != untouched);
+    assert!(merged.iter().zip(&live).all(|(a, b)| (a - b).abs() <= 1e-5), "merged and unmerged differ");
+    // And it is the network that training the values themselves leads to.
+    let (sparse, direct, starts) = trained(&Sparse);
+    assert!(starts.iter().any(|value| *value != 0.0));
+    assert!(direct.iter().zip(&live).all(|(a, b)| (a - b).abs() <= 1e-4), "sparse and bypass differ");
+    assert_eq!(sparse.keys().collect::<Vec<_>>(), bypass.keys().collect::<Vec<_>>());
+}
+
+/// A method of one's own: smallest weights of every tensor, position tables as a whole.
+struct Toy;
+
+impl Tuning for Toy {
+    fn rule(&self) -> Option<Rule> {
+        Some(Rule { score: Score::Smallest, group: Group::Tensor, other_scores: OtherScores::Taken })
+    }
+
+    fn encoder(&self, spec: &WeightSpec, _: &Settings) -> Change {
+        if spec.kind == Kind::Position { Change::Dense } else { Change::Frozen }
+    }
+
+    fn lr(&self) -> f64 {
+        1e-3
+    }
+}
+
+/// Surroundings that neither save nor stop.
+struct Alone;
+
+impl Surroundings for Alone {
+    fn validate(&mut self, _: &Sam) -> Result<Validation> {
+        Ok(Validation { mdice: 0.5, miou: 0.5 })
+    }
+    fn save(&mut self, _: &State) -> Result<()> {
+        Ok(())
+    }
+    fn stopped(&self) -> bool {
+        false
+    }
+    fn stepped(&mut self, _: usize, _: usize, _: f64) {}
+    fn epoch(&mut self, _: &Epoch, _: bool) {}
+}
+
+/// The seam: what another method needs is one file with one implementation, and nothing else changes.
+#[test]
+fn a_method_of_ones_own_runs_through_plan_attach_train_and_patch() {
+    let folder = workplace();
+    let request = segft::data::Request {
+        dataset: folder.path().join("discs").display().to_string(),
+        ..segft::data::Request::default()
+    };
+    let splits = segft::data::prepare(&request).unwrap();
+    let samples = batch::load(&splits.train, splits.dataset.form, &segft::predict::Preprocessing::new(72)).unwrap();
+    let options = Options {
+        epochs: 1,
+        batch: 2,
+        lr: Toy.lr(),
+        adam_eps: 1e-8,
+        seed: 5,
+        augment: batch::Augment::Off,
+        patience: 1,
+        minutes: None,
+        steps: None,
+        save_every: 9,
+    };
+    let device = Device::flex();
+    let base = checkpoint::random("small", common::small_config(), 3);
+    let before = proof::fingerprints(&base.tensors);
+    let mut sam = base.into_sam(&device);
+    let plan = planned(&Toy, &sam);
+    let old = patch::capture(&sam.weights, &plan);
+    attach(&mut sam, &plan, &device);
+    segft::train::run(&mut sam, &samples, &options, State::default(), &mut Alone, &device).unwrap();
+    let deltas = patch::changes(&old, &sam.weights, &plan);
+    let proof = proof::compare(&before, &sam.weights, &deltas);
+    assert!(proof.moved.is_empty(), "{:?}", proof.moved);
+    let specs = sam.config.specs();
+    assert_eq!(proof.trained_values, method::counts(&specs, &plan).trained);
+    let positions: Vec<_> = specs.iter().filter(|s| s.part == Part::ImageEncoder && s.kind == Kind::Position).collect();
+    assert!(!positions.is_empty());
+    for spec in positions {
+        let moved = sam.weights.get(&spec.name).unwrap().to_host().data;
+        assert!(moved != old[&spec.name], "{} did not train", spec.name);
+    }
+}
