@@ -99,7 +99,7 @@ impl Memory {
 /// Seconds of a training loop, from what its parts take.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pace {
-    /// One step.
+    /// One step with a whole batch.
     pub step: f64,
     /// One validation.
     pub validation: f64,
@@ -114,7 +114,9 @@ impl Pace {
         let per_epoch = samples.div_ceil(options.batch);
         let total = options.steps.unwrap_or(per_epoch.saturating_mul(options.epochs));
         let left = total.saturating_sub(step);
-        self.step * left as f64 + self.validation * validations(left, per_epoch, options) as f64
+        // The last batch of an epoch is smaller.
+        let full = samples as f64 / (per_epoch * options.batch).max(1) as f64;
+        self.step * left as f64 * full + self.validation * validations(left, per_epoch, options) as f64
     }
 }
 
@@ -251,6 +253,8 @@ mod tests {
         };
         // 12 samples: three steps an epoch. From step 2 on 10 steps and 4 validations.
         assert_eq!(pace.rest(&options, 12, 2), 40.0);
+        // 10 samples: the third batch holds 2 of 4. 10 steps are 8⅓ whole ones.
+        assert!((pace.rest(&options, 10, 2) - (2.0 * 10.0 * 10.0 / 12.0 + 20.0)).abs() < 1e-9);
         // 45 steps: a validation every second epoch and at the end, 8 in all.
         let counted = Options { epochs: usize::MAX, steps: Some(45), ..options.clone() };
         assert_eq!(pace.rest(&counted, 12, 0), 90.0 + 40.0);
