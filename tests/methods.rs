@@ -295,7 +295,7 @@ impl Surroundings for Alone {
         false
     }
     fn stepped(&mut self, _: usize, _: usize, _: f64) {}
-    fn epoch(&mut self, _: &Epoch, _: bool) {}
+    fn epoch(&mut self, _: &Epoch, _: bool, _: f64) {}
 }
 
 /// The seam: what another method needs is one file with one implementation, and nothing else changes.
