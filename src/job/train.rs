@@ -15,7 +15,8 @@ use crate::predict::{Predictor, Preprocessing};
 use crate::progress::Progress;
 use crate::run::Run;
 use crate::score::{self, CaseScore, Report, Surfaces};
-use crate::train::{Epoch, Options, State, Surroundings, Validation, batch};
+use crate::train::{Epoch, Options, State, Surroundings, Trained, Validation, batch};
+use crate::tune::course::Course;
 use crate::tune::patch::{self, About, Patch};
 use crate::tune::proof::{self, Proof};
 use crate::tune::selection::Selection;
@@ -206,7 +207,8 @@ impl Job<'_> {
         let old = patch::capture(&sam.weights, &plan);
         crate::tune::attach(&mut sam, &plan, &self.device.device);
         let options = self.options(method);
-        let state = self.train(&mut sam, &samples, &validation, &preprocessing, &options, state)?;
+        let course = Course::new(method, &plan, &old, config.seed);
+        let state = self.train(&mut sam, &samples, &validation, &preprocessing, course, &options, state)?;
         let threshold = match config.threshold {
             Some(threshold) => threshold,
             None => self.choose_threshold(&sam, &validation, &preprocessing)?,
@@ -305,17 +307,20 @@ impl Job<'_> {
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the middle of the story needs all of its characters")]
     fn train(
         &self,
         sam: &mut Sam,
         samples: &[batch::Sample],
         validation: &[Reference],
         preprocessing: &Preprocessing,
+        course: Course<'_>,
         options: &Options,
         state: State,
     ) -> Result<State> {
         let device = &self.device.device;
-        let mut around = Around { job: self, validation, preprocessing, stop: stop_flag()?, best: state.best_mdice() };
+        let (stop, best) = (stop_flag()?, state.best_mdice());
+        let mut around = Around { job: self, validation, preprocessing, course, stop, best };
         around.stop.store(false, Ordering::SeqCst);
         let in_epochs = samples.len().div_ceil(options.batch).saturating_mul(options.epochs);
         self.progress.start("training", options.steps.unwrap_or(in_epochs));
@@ -522,6 +527,7 @@ struct Around<'a> {
     job: &'a Job<'a>,
     validation: &'a [Reference],
     preprocessing: &'a Preprocessing,
+    course: Course<'a>,
     stop: Arc<AtomicBool>,
     best: Option<f64>,
 }
@@ -545,6 +551,17 @@ impl Surroundings for Around<'_> {
         std::fs::create_dir_all(folder).map_err(|e| Error::writing(folder, &e))?;
         state.save(&path)?;
         write_history(&self.job.run, &state.history)
+    }
+
+    fn penalty(&mut self, sam: &Sam, step: usize) -> Option<(String, Vec<f32>)> {
+        self.course.penalty(sam, step)
+    }
+
+    fn half_way(&mut self, sam: &Sam) -> Option<Trained> {
+        let kept = self.course.half_way(sam)?;
+        let (on, all) = kept.values().flatten().fold((0, 0), |(on, all), k| (on + usize::from(*k > 0.0), all + 1));
+        self.job.progress.line(format!("half-way     {on} of {all} selected weights train on"));
+        Some(kept)
     }
 
     fn stopped(&self) -> bool {
