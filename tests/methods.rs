@@ -10,11 +10,11 @@ use segft::method::{self, Change, Group, OtherScores, Plan, Rule, Score, Setting
 use segft::model::weights::to_vec;
 use segft::model::{Kind, Part, Sam, WeightSpec, checkpoint};
 use segft::predict::prompt_free_logits;
-use segft::train::{Epoch, Options, State, Surroundings, Validation, batch, loss};
+use segft::train::{Epoch, Options, State, Surroundings, Trained, Validation, batch, loss};
 use segft::tune::patch::{self, Direction};
-use segft::tune::{adam::Adam, attach, gradients, proof};
+use segft::tune::{adam::Adam, attach, course::Course, gradients, proof};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Entries of the small SAM for k = 1: two blocks of (3·52 + 52 + 4·52 + 52), 52 of the patch embedding, 2 · 48 of the
 /// neck.
@@ -174,7 +174,7 @@ fn every_method_trains_what_it_says_and_keeps_the_rest() {
             "decoder" => (0, 0),
             "bitfit" => (0, biases + norms),
             "norm" => (0, 2 * norms),
-            "neuroada" => (ONE_EACH, ONE_EACH),
+            "neuroada" | "sara" => (ONE_EACH, ONE_EACH),
             _ => (ONE_EACH, ONE_EACH + biases),
         };
         assert_eq!((selected, trained), want, "{name}");
@@ -185,7 +185,7 @@ fn every_method_trains_what_it_says_and_keeps_the_rest() {
     let patch = |run: &str| std::fs::read(at.join(run).join("patch.safetensors")).unwrap();
     assert!(patch("gps") != patch("random"));
     // A method named after its score is not to be had with another.
-    for name in ["magnitude", "random", "fisher", "second-order"] {
+    for name in ["magnitude", "random", "fisher", "second-order", "sara"] {
         let (code, error) = fails(at, &["train", "--method", name, "--score", "gradient"]);
         assert!(code == 2 && error.contains("--score gradient") && error.contains(name), "{error}");
     }
@@ -216,12 +216,11 @@ fn small_sam() -> Sam {
     checkpoint::random("small", common::small_config(), 3).into_sam(&Device::flex())
 }
 
-fn planned(method: &dyn Tuning, sam: &Sam) -> Plan {
+fn planned(method: &dyn Tuning, sam: &Sam, settings: &Settings) -> Plan {
     let none = std::iter::empty::<Result<()>>();
-    let settings = Settings::default();
     let chosen =
-        gradients::choose(method, sam, &settings, 0, none, |_, ()| Ok(Tensor::zeros([1], &Device::flex()))).unwrap();
-    method::plan(method, &sam.config.specs(), chosen.as_ref(), &settings)
+        gradients::choose(method, sam, settings, 0, none, |_, ()| Ok(Tensor::zeros([1], &Device::flex()))).unwrap();
+    method::plan(method, &sam.config.specs(), chosen.as_ref(), settings)
 }
 
 #[test]
@@ -233,7 +232,7 @@ fn neuroada_starts_at_zero_and_is_the_sparse_form_when_merged() {
     let untouched = logits(&small_sam());
     let trained = |method: &dyn Tuning| {
         let mut sam = small_sam();
-        let plan = planned(method, &sam);
+        let plan = planned(method, &sam, &Settings::default());
         let old = patch::capture(&sam.weights, &plan);
         attach(&mut sam, &plan, &device);
         let starts: Vec<f32> =
@@ -262,6 +261,30 @@ fn neuroada_starts_at_zero_and_is_the_sparse_form_when_merged() {
     assert!(starts.iter().any(|value| *value != 0.0));
     assert!(direct.iter().zip(&live).all(|(a, b)| (a - b).abs() <= 1e-4), "sparse and bypass differ");
     assert_eq!(sparse.keys().collect::<Vec<_>>(), bypass.keys().collect::<Vec<_>>());
+}
+
+/// The six training cases of `workplace`.
+fn samples(folder: &Path) -> Vec<batch::Sample> {
+    let request =
+        segft::data::Request { dataset: folder.join("discs").display().to_string(), ..segft::data::Request::default() };
+    let splits = segft::data::prepare(&request).unwrap();
+    batch::load(&splits.train, splits.dataset.form, &segft::predict::Preprocessing::new(72)).unwrap()
+}
+
+/// So many steps of two cases: three an epoch.
+fn options(steps: usize) -> Options {
+    Options {
+        epochs: usize::MAX,
+        batch: 2,
+        lr: 2e-3,
+        adam_eps: 1e-8,
+        seed: 5,
+        augment: batch::Augment::Off,
+        patience: usize::MAX,
+        minutes: None,
+        steps: Some(steps),
+        save_every: 1,
+    }
 }
 
 /// A method of one's own: smallest weights of every tensor, position tables as a whole.
@@ -302,29 +325,13 @@ impl Surroundings for Alone {
 #[test]
 fn a_method_of_ones_own_runs_through_plan_attach_train_and_patch() {
     let folder = workplace();
-    let request = segft::data::Request {
-        dataset: folder.path().join("discs").display().to_string(),
-        ..segft::data::Request::default()
-    };
-    let splits = segft::data::prepare(&request).unwrap();
-    let samples = batch::load(&splits.train, splits.dataset.form, &segft::predict::Preprocessing::new(72)).unwrap();
-    let options = Options {
-        epochs: 1,
-        batch: 2,
-        lr: Toy.lr(),
-        adam_eps: 1e-8,
-        seed: 5,
-        augment: batch::Augment::Off,
-        patience: 1,
-        minutes: None,
-        steps: None,
-        save_every: 9,
-    };
+    let samples = samples(folder.path());
+    let options = Options { lr: Toy.lr(), ..options(3) };
     let device = Device::flex();
     let base = checkpoint::random("small", common::small_config(), 3);
     let before = proof::fingerprints(&base.tensors);
     let mut sam = base.into_sam(&device);
-    let plan = planned(&Toy, &sam);
+    let plan = planned(&Toy, &sam, &Settings::default());
     let old = patch::capture(&sam.weights, &plan);
     attach(&mut sam, &plan, &device);
     segft::train::run(&mut sam, &samples, &options, State::default(), &mut Alone, &device).unwrap();
@@ -339,4 +346,105 @@ fn a_method_of_ones_own_runs_through_plan_attach_train_and_patch() {
         let moved = sam.weights.get(&spec.name).unwrap().to_host().data;
         assert!(moved != old[&spec.name], "{} did not train", spec.name);
     }
+}
+
+/// A course that is watched, saved at every step, and may be stopped.
+struct Watched<'a> {
+    course: Course<'a>,
+    state: PathBuf,
+    stop_at: usize,
+    step: usize,
+    /// What trains on, and the values of all chosen entries at that time.
+    half: Option<(Trained, Trained)>,
+}
+
+/// Values of all chosen entries.
+fn chosen_values(sam: &Sam) -> Trained {
+    let chosen = sam.weights.iter().filter_map(|(name, w)| Some((name, w, w.chosen.as_ref()?)));
+    chosen.map(|(name, w, c)| (name.clone(), to_vec(w.value.clone().select(0, c.flat.clone())))).collect()
+}
+
+impl Surroundings for Watched<'_> {
+    /// Always better than before, so that the last values are the best.
+    fn validate(&mut self, _: &Sam) -> Result<Validation> {
+        Ok(Validation { mdice: self.step as f64, miou: 0.0 })
+    }
+    fn save(&mut self, state: &State) -> Result<()> {
+        state.save(&self.state)
+    }
+    fn penalty(&mut self, sam: &Sam, step: usize) -> Option<(String, Vec<f32>)> {
+        self.course.penalty(sam, step)
+    }
+    fn half_way(&mut self, sam: &Sam) -> Option<Trained> {
+        let kept = self.course.half_way(sam)?;
+        self.half = Some((kept.clone(), chosen_values(sam)));
+        Some(kept)
+    }
+    fn stopped(&self) -> bool {
+        self.step == self.stop_at
+    }
+    fn stepped(&mut self, step: usize, _: usize, _: f64) {
+        self.step = step;
+    }
+    fn epoch(&mut self, _: &Epoch, _: bool, _: f64) {}
+}
+
+/// Nine steps of a method whose penalty is drawn at steps 0 and 8; half-way is before the sixth.
+#[test]
+fn sara_trains_fewer_from_half_way_and_survives_a_stop_anywhere() {
+    let folder = workplace();
+    let (samples, options) = (samples(folder.path()), options(9));
+    let sara = method::find("sara").unwrap();
+    let settings = Settings { budget: method::Budget::Ratio(0.2), ..Settings::default() };
+    let device = Device::flex();
+    let fresh = small_sam();
+    let plan = planned(sara, &fresh, &settings);
+    let start = patch::capture(&fresh.weights, &plan);
+    let run = |state: State, stop_at: usize| {
+        let mut sam = small_sam();
+        attach(&mut sam, &plan, &device);
+        let course = Course::new(sara, &plan, &start, options.seed);
+        let state_file = folder.path().join("state.safetensors");
+        let step = 3 * state.epoch + state.step_in_epoch;
+        let mut around = Watched { course, state: state_file, stop_at, step, half: None };
+        let result = segft::train::run(&mut sam, &samples, &options, state, &mut around, &device);
+        (result, chosen_values(&sam), around.half)
+    };
+    let (result, end, half) = run(State::default(), usize::MAX);
+    result.unwrap();
+    let (kept, at_half) = half.unwrap();
+    assert_eq!(kept.keys().collect::<Vec<_>>(), end.keys().collect::<Vec<_>>());
+    let band = end.keys().flat_map(|name| &start[name]).fold(0f32, |band, w| band.max(w.abs()));
+    let (mut on, mut still) = (0, 0);
+    for (name, kept) in &kept {
+        for (i, kept) in kept.iter().enumerate() {
+            let (then, now) = (at_half[name][i], end[name][i]);
+            assert_eq!(*kept == 1.0, then.abs() <= band, "{name} {i}");
+            if *kept == 1.0 {
+                on += usize::from(now != then);
+            } else {
+                assert_eq!(now.to_bits(), then.to_bits(), "{name} {i} moved after half-way");
+                still += usize::from(then != start[name][i]);
+            }
+        }
+    }
+    assert!(on > 0 && still > 0, "{on} train on, {still} stay where they got to");
+    for stop_at in 1..=9 {
+        let (result, ..) = run(State::default(), stop_at);
+        assert_eq!(result.unwrap_err().kind.exit_code(), 130);
+        let state = State::load(&folder.path().join("state.safetensors")).unwrap();
+        assert_eq!(state.kept.is_some(), stop_at > 5, "{stop_at}");
+        let (result, resumed, _) = run(state, usize::MAX);
+        result.unwrap();
+        assert!(resumed == end, "stopped after step {stop_at}");
+    }
+    // The term is drawn from seed and step, and only where it is due.
+    let mut sam = small_sam();
+    attach(&mut sam, &plan, &device);
+    let penalty = |seed, step| Course::new(sara, &plan, &start, seed).penalty(&sam, step);
+    assert!(penalty(5, 8).is_some() && penalty(5, 8) == penalty(5, 8) && penalty(5, 9).is_none());
+    assert!((1..20).any(|i| penalty(5, 8 * i).unwrap().0 != penalty(5, 0).unwrap().0));
+    let gps = method::find("gps").unwrap();
+    assert!(Course::new(gps, &plan, &start, 5).penalty(&sam, 8).is_none());
+    assert!(Course::new(gps, &plan, &start, 5).half_way(&sam).is_none());
 }

@@ -382,7 +382,8 @@ pub(super) struct One {
     /// Cases in all for training and validation
     #[arg(long, value_name = "N", help_heading = "Data", value_parser = whole)]
     sizes: Option<usize>,
-    /// gps, full, decoder, bitfit, norm, magnitude, random, fisher, second-order or neuroada [default: gps]
+    /// gps, full, decoder, bitfit, norm, magnitude, random, fisher, second-order, neuroada or sara [default:
+    /// gps]
     #[arg(long, help_heading = "Model and method")]
     method: Option<String>,
     /// A selection made before

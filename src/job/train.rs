@@ -18,7 +18,8 @@ use crate::progress::Progress;
 use crate::run::Run;
 use crate::score::{self, CaseScore, Report, Surfaces};
 use crate::train::batch::Augment;
-use crate::train::{Epoch, Options, State, Surroundings, Validation, batch};
+use crate::train::{Epoch, Options, State, Surroundings, Trained, Validation, batch};
+use crate::tune::course::Course;
 use crate::tune::patch::{self, About, Patch};
 use crate::tune::proof::{self, Proof};
 use crate::tune::selection::Selection;
@@ -245,7 +246,8 @@ impl Job<'_> {
             memory.embeddings = embeddings_limit(&self.device).min(pictures * forecast::embedding(&sam.config, size));
         }
         let cases = Validated { cases: &validation, preprocessing: &preprocessing, embeddings: embeddings.clone() };
-        let (state, forecast_seconds) = self.train(&mut sam, &samples, &cases, &options, state)?;
+        let course = Course::new(method, &plan, &old, config.seed);
+        let (state, forecast_seconds) = self.train(&mut sam, &samples, &cases, course, &options, state)?;
         let threshold = match config.threshold {
             Some(threshold) => threshold,
             None => self.choose_threshold(&sam, &cases)?,
@@ -352,17 +354,20 @@ impl Job<'_> {
         Some(Arc::new(Cache::new(limit as usize)))
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the middle of the story needs all of its characters")]
     fn train(
         &self,
         sam: &mut Sam,
         samples: &[batch::Sample],
         validation: &Validated<'_>,
+        course: Course<'_>,
         options: &Options,
         state: State,
     ) -> Result<(State, Option<f64>)> {
         let device = &self.device.device;
         let clock = Clock::start(validation.seconds(sam, &self.device)?, samples.len(), options, validation);
-        let mut around = Around { job: self, validation, stop: stop_flag()?, best: state.best_mdice(), clock };
+        let (stop, best) = (stop_flag()?, state.best_mdice());
+        let mut around = Around { job: self, validation, course, stop, best, clock };
         around.stop.store(false, Ordering::SeqCst);
         let in_epochs = samples.len().div_ceil(options.batch).saturating_mul(options.epochs);
         self.progress.start("training", options.steps.unwrap_or(in_epochs));
@@ -688,6 +693,7 @@ struct Around<'a> {
     job: &'a Job<'a>,
     clock: Clock<'a>,
     validation: &'a Validated<'a>,
+    course: Course<'a>,
     stop: Arc<AtomicBool>,
     best: Option<f64>,
 }
@@ -707,6 +713,17 @@ impl Surroundings for Around<'_> {
         std::fs::create_dir_all(folder).map_err(|e| Error::writing(folder, &e))?;
         state.save(&path)?;
         write_history(&self.job.run, &state.history)
+    }
+
+    fn penalty(&mut self, sam: &Sam, step: usize) -> Option<(String, Vec<f32>)> {
+        self.course.penalty(sam, step)
+    }
+
+    fn half_way(&mut self, sam: &Sam) -> Option<Trained> {
+        let kept = self.course.half_way(sam)?;
+        let (on, all) = kept.values().flatten().fold((0, 0), |(on, all), k| (on + usize::from(*k > 0.0), all + 1));
+        self.job.progress.line(format!("half-way     {on} of {all} selected weights train on"));
+        Some(kept)
     }
 
     fn stopped(&self) -> bool {

@@ -12,7 +12,9 @@ mod gps;
 mod magnitude;
 mod neuroada;
 mod norm;
+mod nuclear;
 mod random;
+mod sara;
 pub mod score;
 mod second_order;
 
@@ -86,6 +88,32 @@ impl Default for Settings {
     }
 }
 
+/// The chosen entries of one weight while they train.
+#[derive(Debug)]
+pub struct Entries<'a> {
+    /// The weight.
+    pub spec: &'a WeightSpec,
+    /// Where the entries lie.
+    pub indices: &'a [u32],
+    /// Their values in the base.
+    pub start: &'a [f32],
+    /// Their values now.
+    pub now: Vec<f32>,
+}
+
+/// A term beside the loss, of the chosen entries of one matrix that is drawn for the step.
+#[derive(Debug, Clone, Copy)]
+pub struct Penalty {
+    /// It is added at every so-many-th step.
+    pub every: usize,
+    /// Its gradient in the entries.
+    pub gradient: fn(&Entries<'_>) -> Vec<f32>,
+}
+
+/// For every chosen entry of every weight, whether it trains on (1) or stays where it is (0). The optimizer then starts
+/// anew.
+pub type HalfWay = fn(&[Entries<'_>]) -> Vec<Vec<f32>>;
+
 /// What a method has to answer.
 pub trait Tuning {
     /// How entries of the encoder's matrices are chosen, to be trained alone; `None` for a method that chooses none.
@@ -107,6 +135,16 @@ pub trait Tuning {
         }
     }
 
+    /// A term beside the loss; none, for most.
+    fn penalty(&self) -> Option<Penalty> {
+        None
+    }
+
+    /// What decides half-way which chosen entries train on; `None`, for most: all do.
+    fn half_way(&self) -> Option<HalfWay> {
+        None
+    }
+
     /// A learning rate that suits the method at batch 4. The method's file says where it comes from.
     fn lr(&self) -> f64;
 }
@@ -124,6 +162,7 @@ pub fn methods() -> &'static [(&'static str, &'static str, &'static dyn Tuning)]
         ("fisher", "as gps, with the largest Fisher information", &fisher::Fisher),
         ("second-order", "as gps, with the largest squared gradient over curvature", &second_order::SecondOrder),
         ("neuroada", "a bypass, from zero, around the k largest weights per neuron, decoder", &neuroada::NeuroAda),
+        ("sara", "the smallest weights of the encoder, from half-way those still small, decoder", &sara::Sara),
     ]
 }
 
@@ -222,7 +261,7 @@ mod tests {
     use super::*;
 
     /// One matrix of the encoder.
-    fn matrix(rows: usize, len: usize) -> WeightSpec {
+    pub(super) fn matrix(rows: usize, len: usize) -> WeightSpec {
         let (name, shape) = ("w".to_string(), vec![rows, len / rows]);
         WeightSpec { name, kind: Kind::Linear, part: Part::ImageEncoder, shape, prompt_free: true }
     }

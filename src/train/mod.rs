@@ -16,7 +16,7 @@ use batch::{Augment, Drawn, Sample, generator};
 use burn::tensor::{Device, Tensor};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
-pub use state::State;
+pub use state::{State, Trained};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
@@ -86,6 +86,19 @@ pub trait Surroundings {
     /// A job error when it cannot be written.
     fn save(&mut self, state: &State) -> Result<()>;
 
+    /// What a method adds to the gradient of one weight's chosen entries at a step.
+    fn penalty(&mut self, sam: &Sam, step: usize) -> Option<(String, Vec<f32>)> {
+        let _ = (sam, step);
+        None
+    }
+
+    /// Asked when half of the training is over, until it answers: for chosen entries, whether they train on (1) or stay
+    /// (0). The answer starts the optimizer anew.
+    fn half_way(&mut self, sam: &Sam) -> Option<Trained> {
+        let _ = sam;
+        None
+    }
+
     /// Whether the user asked to stop.
     fn stopped(&self) -> bool;
 
@@ -120,13 +133,11 @@ pub fn run(
 ) -> Result<State> {
     let per_epoch = samples.len().div_ceil(options.batch);
     let total = options.steps.unwrap_or(per_epoch.saturating_mul(options.epochs));
-    let rate = |step: usize, seconds: f64| {
-        let done = match options.minutes {
-            Some(minutes) => seconds / (60.0 * minutes),
-            None => step as f64 / total as f64,
-        };
-        schedule::learning_rate(options.lr, done)
+    let done = |step: usize, seconds: f64| match options.minutes {
+        Some(minutes) => seconds / (60.0 * minutes),
+        None => step as f64 / total as f64,
     };
+    let rate = |step: usize, seconds: f64| schedule::learning_rate(options.lr, done(step, seconds));
     let start = Instant::now();
     let before = state.seconds;
     let mut adam = Adam::new(options.adam_eps);
@@ -155,6 +166,13 @@ pub fn run(
             for at in state.step_in_epoch..per_epoch.min(total - first) {
                 let step = first + at;
                 lr = rate(step, state.seconds);
+                if state.kept.is_none() && done(step, state.seconds) >= 0.5 {
+                    state.kept = around.half_way(sam);
+                    if state.kept.is_some() {
+                        // Its moments are of entries that stay now: with them, these would glide on.
+                        adam = Adam::new(options.adam_eps);
+                    }
+                }
                 let asked = Instant::now();
                 let Ok(drawn) = batches.recv() else {
                     return Err(Error::job("the thread that makes batches has ended"));
@@ -168,7 +186,19 @@ pub fn run(
                         .hint("lower --lr, or look for broken pictures with `segft data check`"));
                 }
                 let mut gradients = loss.backward();
-                adam.step(&mut sam.weights, &mut gradients, lr);
+                let penalty = around.penalty(sam, step);
+                adam.step_with(&mut sam.weights, &mut gradients, lr, |name, gradient| {
+                    let device = gradient.device();
+                    let tensor = |v: &Vec<f32>| Tensor::<1>::from_floats(v.as_slice(), &device);
+                    let gradient = match penalty.as_ref().filter(|(of, _)| of == name) {
+                        Some((_, term)) => gradient + tensor(term),
+                        None => gradient,
+                    };
+                    match state.kept.as_ref().and_then(|kept| kept.get(name)) {
+                        Some(kept) => gradient * tensor(kept),
+                        None => gradient,
+                    }
+                });
                 state.loss_sum += value;
                 state.step_in_epoch = at + 1;
                 state.seconds = before + start.elapsed().as_secs_f64();

@@ -29,6 +29,8 @@ pub struct State {
     pub seconds: f64,
     /// The epoch with the best validation mDice (the first of equals) and its values.
     pub best: Option<(usize, Trained)>,
+    /// Of chosen entries, those that train on from half-way, 1, and those that stay, 0; `None` before, and where all do.
+    pub kept: Option<Trained>,
     values: Trained,
     moments: BTreeMap<String, (Vec<f32>, Vec<f32>)>,
     adam_steps: u32,
@@ -129,7 +131,8 @@ impl State {
         let seconds = self.moments.iter().map(|(name, (_, second))| ("second", name, second));
         let values = self.values.iter().map(|(name, v)| ("value", name, v));
         let best = self.best.iter().flat_map(|(_, best)| best).map(|(name, v)| ("best", name, v));
-        for (part, name, v) in values.chain(best).chain(firsts).chain(seconds) {
+        let kept = self.kept.iter().flatten().map(|(name, v)| ("kept", name, v));
+        for (part, name, v) in values.chain(best).chain(kept).chain(firsts).chain(seconds) {
             tensors.insert(format!("{part}/{name}"), (vec![v.len()], Values::F32(v)));
         }
         write(path, &notes, &tensors)
@@ -147,11 +150,12 @@ impl State {
         let mut parts: BTreeMap<&str, Trained> = BTreeMap::new();
         for full in reader.entries().into_keys().collect::<Vec<_>>() {
             if let Some((part, name)) = full.split_once('/') {
-                let part = ["value", "best", "first", "second"].into_iter().find(|p| *p == part);
+                let part = ["value", "best", "kept", "first", "second"].into_iter().find(|p| *p == part);
                 let part = part.ok_or_else(|| Error::weights(format!("run state: unknown part `{full}`")).at(path))?;
                 parts.entry(part).or_default().insert(name.to_string(), reader.floats(&full)?);
             }
         }
+        let kept = parts.remove("kept");
         let mut part = |name| parts.remove(name).unwrap_or_default();
         let mut second = part("second");
         let moments = part("first").into_iter().filter_map(|(name, m)| {
@@ -166,6 +170,7 @@ impl State {
             history: notes.history,
             seconds: notes.seconds,
             best: notes.best.map(|epoch| (epoch, part("best"))),
+            kept,
             values: part("value"),
             adam_steps: notes.adam_steps,
         })

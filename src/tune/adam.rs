@@ -27,6 +27,17 @@ impl Adam {
 
     /// One step: trained values move against their gradients. A trained tensor the loss does not reach stays.
     pub fn step(&mut self, weights: &mut Weights, gradients: &mut Gradients, lr: f64) {
+        self.step_with(weights, gradients, lr, |_, gradient| gradient);
+    }
+
+    /// The same, with each gradient as `adjust` changes it.
+    pub fn step_with(
+        &mut self,
+        weights: &mut Weights,
+        gradients: &mut Gradients,
+        lr: f64,
+        adjust: impl Fn(&str, Tensor<1>) -> Tensor<1>,
+    ) {
         self.steps += 1;
         let bias1 = 1.0 - BETA1.powi(self.steps as i32);
         let bias2 = 1.0 - BETA2.powi(self.steps as i32);
@@ -36,6 +47,7 @@ impl Adam {
                 None => &weight.value,
             };
             let Some(gradient) = leaf.grad_remove(gradients) else { continue };
+            let gradient = adjust(name, gradient);
             let zeros = || Tensor::zeros([gradient.dims()[0]], &gradient.device());
             let moments = self.moments.remove(name).unwrap_or_else(|| (zeros(), zeros()));
             let values = leaf.clone().without_autodiff();

@@ -86,7 +86,7 @@ mod tests {
     /// Three cases that look at the first three values of one weight: L = Σ c·w over them.
     fn linear(sam: &Sam, factors: [f32; 3]) -> Tensor<1> {
         let factors = Tensor::<1>::from_data(TensorData::new(factors.to_vec(), [3]), &Device::flex());
-        let values = sam.weights.get(NAME).unwrap().value.clone().slice([0..3]);
+        let values = sam.weights.get(NAME).unwrap().value.clone().narrow(0, 0, 3);
         (values * factors).sum()
     }
 
@@ -130,9 +130,9 @@ mod tests {
     #[test]
     fn the_second_order_score_is_what_the_best_step_of_one_weight_takes_away() {
         let sam = small();
-        let start = to_vec(sam.weights.get(NAME).unwrap().value.clone().slice([0..3]));
+        let start = to_vec(sam.weights.get(NAME).unwrap().value.clone().narrow(0, 0, 3));
         let case =
-            |sam: &Sam, case| Ok(squares(sam.weights.get(NAME).unwrap().value.clone().slice([0..3]), &start, case));
+            |sam: &Sam, case| Ok(squares(sam.weights.get(NAME).unwrap().value.clone().narrow(0, 0, 3), &start, case));
         // The exact second derivative along each weight: a second difference, which has no error in a square.
         let loss = |i: usize, step: f32| {
             let mut moved = start.clone();

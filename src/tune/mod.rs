@@ -1,6 +1,7 @@
 //! From a plan to a trainable network and back to a file: attaching, gradients, optimizer, selection and patch files.
 
 pub mod adam;
+pub mod course;
 pub mod gradients;
 pub mod patch;
 pub mod proof;

@@ -1,0 +1,88 @@
+//! SaRA (Hu et al., ICLR 2025, arXiv 2409.06633): the weights that do least are put to use.
+//!
+//! M = {|w| ≤ θ}: the smallest weights of the image encoder's matrices train, from their values in the base and with
+//! their signs; θ follows from the number that is asked for (`--ratio 0.05` is typical of the paper), all tensors
+//! ranked together. Two things are added to the loop. To the loss, λ ‖W ⊙ M‖* of one matrix drawn at a step (λ = 5e-4):
+//! the sum of its singular values, through the sub-gradient U Vᵀ in M; it is added every 8 steps, 8 times as much,
+//! because of its cost, and the loss that is reported is without it. And half-way, the weights of M that are still in the
+//! band |w| ≤ θ train on alone, the others stay where they have got to, and the optimizer starts anew.
+//!
+//! Unlike the published code, a start keeps its sign, and the second set lies inside the first. Unlike the paper, biases
+//! are not ranked and do not train. Mergeable, no cost at inference; no pass over the training cases before.
+
+use super::{Change, Entries, Group, HalfWay, OtherScores, Penalty, Rule, Score, Settings, Tuning, nuclear};
+use crate::model::WeightSpec;
+
+/// λ, and every how many steps it is taken so many times.
+const WEIGHT: f32 = 5e-4;
+const EVERY: usize = 8;
+
+pub(super) struct Sara;
+
+impl Tuning for Sara {
+    fn rule(&self) -> Option<Rule> {
+        Some(Rule { score: Score::Smallest, group: Group::Global, other_scores: OtherScores::Refused })
+    }
+
+    fn encoder(&self, _: &WeightSpec, _: &Settings) -> Change {
+        Change::Frozen
+    }
+
+    fn penalty(&self) -> Option<Penalty> {
+        let gradient = |entries: &Entries<'_>| {
+            let slope = nuclear::subgradient(entries.spec.matrix().1, entries.indices, &entries.now);
+            slope.iter().map(|s| WEIGHT * EVERY as f32 * s).collect()
+        };
+        Some(Penalty { every: EVERY, gradient })
+    }
+
+    fn half_way(&self) -> Option<HalfWay> {
+        Some(|entries| {
+            let band = entries.iter().flat_map(|e| e.start).fold(0f32, |band, w| band.max(w.abs()));
+            let inside = |w: &f32| f32::from(u8::from(w.abs() <= band));
+            entries.iter().map(|e| e.now.iter().map(inside).collect()).collect()
+        })
+    }
+
+    /// The paper's for θ = 2e-3; not tuned here.
+    fn lr(&self) -> f64 {
+        5e-4
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::method::tests::{chosen_from_weights, matrix, trained_in_encoder};
+    use crate::model::SamConfig;
+
+    #[test]
+    fn the_smallest_of_all_and_no_biases() {
+        assert_eq!(chosen_from_weights(&Sara, &[0.5, -3.0, 0.0, /* row 1 */ 2.0, 2.0, -0.25]), [2, 5]);
+        assert_eq!(chosen_from_weights(&Sara, &[0.5, 0.1, 0.0, /* row 1 */ 2.0, 2.0, 3.0]), [1, 2]);
+        assert!(trained_in_encoder(&Sara, &SamConfig::tiny().specs()).is_empty());
+    }
+
+    #[test]
+    fn half_way_those_still_in_the_band_go_on() {
+        // The band reaches to 0.3, the largest start of both weights.
+        let spec = matrix(2, 8);
+        let entries = [
+            Entries { spec: &spec, indices: &[0, 3, 4], start: &[0.1, -0.3, 0.2], now: vec![0.29, -0.31, -0.3] },
+            Entries { spec: &spec, indices: &[1], start: &[0.0], now: vec![0.5] },
+        ];
+        assert_eq!(Sara.half_way().unwrap()(&entries), [vec![1.0, 0.0, 1.0], vec![0.0]]);
+    }
+
+    #[test]
+    fn the_penalty_is_the_scaled_slope() {
+        // Two entries on a diagonal: the singular values are their sizes, the slopes their signs.
+        let spec = matrix(2, 4);
+        let penalty = Sara.penalty().unwrap();
+        let entries = Entries { spec: &spec, indices: &[0, 3], start: &[0.0; 2], now: vec![0.5, -0.2] };
+        let got = (penalty.gradient)(&entries);
+        for (got, want) in got.iter().zip([8.0 * 5e-4, -8.0 * 5e-4]) {
+            assert!((got - want).abs() < 1e-8, "{got}");
+        }
+    }
+}
