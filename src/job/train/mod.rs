@@ -1,13 +1,15 @@
 //! `train`: select, fine-tune, validate, test, and write a run folder.
 
-use super::case::{Input, prompt_free, result_path};
-use super::forecast::{self, Memory, Pace};
+mod around;
+mod reference;
+
+use super::case::{prompt_free, result_path};
+use super::forecast::{self, Memory};
 use super::{base, select};
 use crate::config::Config;
-use crate::data::{self, Case, Form, Splits};
+use crate::data::{self, Case, Splits};
 use crate::device::{self, available_memory, peak_rss_mib};
 use crate::error::{Error, Kind, Result};
-use crate::image::Labels;
 use crate::io::{Replace, write_atomic};
 use crate::method::{self, Counts, Plan};
 use crate::model::Sam;
@@ -16,18 +18,18 @@ use crate::model::sam::{Activations, Cache};
 use crate::predict::{Predictor, Preprocessing};
 use crate::progress::Progress;
 use crate::run::Run;
-use crate::score::{self, CaseScore, Report, Surfaces};
+use crate::score::{self, Report};
 use crate::train::batch::Augment;
-use crate::train::{Epoch, Options, State, Surroundings, Trained, Validation, batch};
+use crate::train::{Options, State, batch};
 use crate::tune::course::Course;
 use crate::tune::patch::{self, About, Patch};
 use crate::tune::proof::{self, Proof};
 use crate::tune::selection::Selection;
+use around::{Around, Clock};
+pub(super) use reference::{Reference, Validated};
 use serde_json::json;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 /// Steps between two saved states.
 const SAVE_EVERY: usize = 50;
@@ -354,7 +356,6 @@ impl Job<'_> {
         Some(Arc::new(Cache::new(limit as usize)))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the middle of the story needs all of its characters")]
     fn train(
         &self,
         sam: &mut Sam,
@@ -586,186 +587,6 @@ fn check_record(run: &Run, splits: &Splits, base_sha256: &str) -> Result<()> {
         return Err(Error::weights("the base model is not the one the run was started with").at(&run.folder));
     }
     Ok(())
-}
-
-/// How validation scores.
-fn judging() -> score::Options {
-    score::Options { surfaces: Surfaces::Skipped, resamples: 1, ..score::Options::default() }
-}
-
-/// A case with its reference, in memory.
-pub(super) struct Reference {
-    id: String,
-    mask: String,
-    input: Input,
-    reference: Labels,
-}
-
-impl Reference {
-    /// Bytes it takes.
-    fn bytes(&self) -> usize {
-        self.input.bytes() + size_of_val(self.reference.voxels.as_slice())
-    }
-
-    /// Its score as validation counts it: foreground from the threshold on, no surfaces.
-    pub(super) fn judged(&self, predictor: &Predictor, threshold: f32) -> Result<CaseScore> {
-        let probabilities = self.input.probabilities(predictor, prompt_free, |_, _| ())?;
-        let labels = self.input.labels(&probabilities, threshold);
-        score::evaluate_labels(&self.id, &self.reference, &labels, &judging())
-    }
-
-    fn read(cases: &[Case], form: Form, preprocessing: &Preprocessing) -> Result<Vec<Reference>> {
-        cases.iter().map(|case| Reference::of(case, form, preprocessing)).collect()
-    }
-
-    fn of(case: &Case, form: Form, preprocessing: &Preprocessing) -> Result<Reference> {
-        Ok(Reference {
-            id: case.id.clone(),
-            mask: case.mask.display().to_string(),
-            input: Input::read(&case.image, preprocessing.channel)?,
-            reference: batch::read_reference(case, form, preprocessing)?,
-        })
-    }
-}
-
-/// The validation cases and what predicting them takes beside the network.
-pub(super) struct Validated<'a> {
-    pub(super) cases: &'a [Reference],
-    pub(super) preprocessing: &'a Preprocessing,
-    /// Of a frozen encoder.
-    pub(super) embeddings: Option<Arc<Cache>>,
-}
-
-impl Validated<'_> {
-    /// Seconds of a validation, from its first case; embeddings that are kept are there by then.
-    pub(super) fn seconds(&self, sam: &Sam, device: &device::Chosen) -> Result<f64> {
-        let Some(case) = self.cases.first() else { return Ok(0.0) };
-        let predictor = self.predictor(sam, device);
-        if self.embeddings.is_some() {
-            case.judged(&predictor, 0.5)?;
-        }
-        let start = Instant::now();
-        case.judged(&predictor, 0.5)?;
-        Ok(start.elapsed().as_secs_f64() * self.cases.len() as f64)
-    }
-
-    fn predictor(&self, sam: &Sam, device: &device::Chosen) -> Predictor {
-        Predictor::new(sam, self.preprocessing, &device.device).with_embeddings(self.embeddings.clone())
-    }
-}
-
-/// Forecasts the time of a training loop from one of its first steps.
-struct Clock<'a> {
-    options: &'a Options,
-    samples: usize,
-    /// Seconds of a validation.
-    validation: f64,
-    /// The step of this process from which the forecast is made: the first that is like those after it.
-    probe: usize,
-    started: Instant,
-    stepped: Instant,
-    steps: usize,
-    forecast: Option<f64>,
-}
-
-impl<'a> Clock<'a> {
-    fn start(validation: f64, samples: usize, options: &'a Options, cases: &Validated<'_>) -> Clock<'a> {
-        // With kept embeddings the first epoch computes what the others find.
-        let first = if cases.embeddings.is_some() { samples.div_ceil(options.batch) } else { 0 };
-        let now = Instant::now();
-        Clock { options, samples, validation, probe: first + 2, started: now, stepped: now, steps: 0, forecast: None }
-    }
-
-    fn step(&mut self, step: usize) {
-        self.steps += 1;
-        if self.steps == self.probe {
-            let pace = Pace { step: self.stepped.elapsed().as_secs_f64(), validation: self.validation };
-            let so_far = self.started.elapsed().as_secs_f64();
-            let rest = pace.rest(self.options, self.samples, step);
-            // A given time counts from the start.
-            self.forecast = Some(if self.options.minutes.is_some() { rest } else { so_far + rest });
-        }
-        self.stepped = Instant::now();
-    }
-}
-
-struct Around<'a> {
-    job: &'a Job<'a>,
-    clock: Clock<'a>,
-    validation: &'a Validated<'a>,
-    course: Course<'a>,
-    stop: Arc<AtomicBool>,
-    best: Option<f64>,
-}
-
-impl Surroundings for Around<'_> {
-    fn validate(&mut self, sam: &Sam) -> Result<Validation> {
-        let predictor = self.validation.predictor(sam, &self.job.device);
-        let threshold = self.job.config.threshold.unwrap_or(0.5);
-        let scores = self.validation.cases.iter().map(|case| case.judged(&predictor, threshold));
-        let report = Report::from_cases(scores.collect::<Result<_>>()?, &judging())?;
-        Ok(Validation { mdice: report.mdice.unwrap_or(0.0), miou: report.miou.unwrap_or(0.0) })
-    }
-
-    fn save(&mut self, state: &State) -> Result<()> {
-        let path = self.job.run.state();
-        let folder = path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(folder).map_err(|e| Error::writing(folder, &e))?;
-        state.save(&path)?;
-        write_history(&self.job.run, &state.history)
-    }
-
-    fn penalty(&mut self, sam: &Sam, step: usize) -> Option<(String, Vec<f32>)> {
-        self.course.penalty(sam, step)
-    }
-
-    fn half_way(&mut self, sam: &Sam) -> Option<Trained> {
-        let kept = self.course.half_way(sam)?;
-        let (on, all) = kept.values().flatten().fold((0, 0), |(on, all), k| (on + usize::from(*k > 0.0), all + 1));
-        self.job.progress.line(format!("half-way     {on} of {all} selected weights train on"));
-        Some(kept)
-    }
-
-    fn stopped(&self) -> bool {
-        self.stop.load(Ordering::SeqCst)
-    }
-
-    fn stepped(&mut self, step: usize, _: usize, loss: f64) {
-        self.clock.step(step);
-        let best = self.best.map(|b| format!(" mDice {b:.3}")).unwrap_or_default();
-        self.job.progress.at(step, format!("loss {loss:.3}{best}"));
-    }
-
-    fn embeddings(&self) -> Option<Arc<Cache>> {
-        self.validation.embeddings.clone()
-    }
-
-    fn epoch(&mut self, row: &Epoch, best: bool, waited: f64) {
-        // The validation is no part of the next step.
-        self.clock.stepped = Instant::now();
-        if best {
-            self.best = Some(row.validation.mdice);
-        }
-        self.job.progress.line(format!(
-            "epoch {:3}    loss {:.4}  validation mDice {:.4}  mIoU {:.4}  {:.0} s ({waited:.1} s waiting for data){}",
-            row.epoch,
-            row.loss,
-            row.validation.mdice,
-            row.validation.miou,
-            row.seconds,
-            if best { "  best" } else { "" }
-        ));
-    }
-}
-
-fn write_history(run: &Run, history: &[Epoch]) -> Result<()> {
-    let mut text = String::from("epoch,step,lr,loss,val_mdice,val_miou,seconds\n");
-    for row in history {
-        let Epoch { epoch, step, lr, loss, validation, seconds } = row;
-        let Validation { mdice, miou } = validation;
-        text.push_str(&format!("{epoch},{step},{lr},{loss},{mdice},{miou},{seconds:.3}\n"));
-    }
-    write_atomic(&run.history(), |to| to.write_all(text.as_bytes()))
 }
 
 /// Set by the first SIGINT or SIGTERM; a second one ends the program at once.

@@ -1,0 +1,131 @@
+//! What the training loop asks of its run: validation, saving, progress, and a forecast of its time.
+
+use super::Job;
+use super::reference::{Validated, judging};
+use crate::error::{Error, Result};
+use crate::io::write_atomic;
+use crate::job::forecast::Pace;
+use crate::model::Sam;
+use crate::model::sam::Cache;
+use crate::run::Run;
+use crate::score::Report;
+use crate::train::{Epoch, Options, State, Surroundings, Trained, Validation};
+use crate::tune::course::Course;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Forecasts the time of a training loop from one of its first steps.
+pub(super) struct Clock<'a> {
+    options: &'a Options,
+    samples: usize,
+    /// Seconds of a validation.
+    validation: f64,
+    /// The step of this process from which the forecast is made: the first that is like those after it.
+    probe: usize,
+    pub(super) started: Instant,
+    stepped: Instant,
+    steps: usize,
+    pub(super) forecast: Option<f64>,
+}
+
+impl<'a> Clock<'a> {
+    pub(super) fn start(validation: f64, samples: usize, options: &'a Options, cases: &Validated<'_>) -> Clock<'a> {
+        // With kept embeddings the first epoch computes what the others find.
+        let first = if cases.embeddings.is_some() { samples.div_ceil(options.batch) } else { 0 };
+        let now = Instant::now();
+        Clock { options, samples, validation, probe: first + 2, started: now, stepped: now, steps: 0, forecast: None }
+    }
+
+    fn step(&mut self, step: usize) {
+        self.steps += 1;
+        if self.steps == self.probe {
+            let pace = Pace { step: self.stepped.elapsed().as_secs_f64(), validation: self.validation };
+            let so_far = self.started.elapsed().as_secs_f64();
+            let rest = pace.rest(self.options, self.samples, step);
+            // A given time counts from the start.
+            self.forecast = Some(if self.options.minutes.is_some() { rest } else { so_far + rest });
+        }
+        self.stepped = Instant::now();
+    }
+}
+
+pub(super) struct Around<'a> {
+    pub(super) job: &'a Job<'a>,
+    pub(super) clock: Clock<'a>,
+    pub(super) validation: &'a Validated<'a>,
+    pub(super) course: Course<'a>,
+    pub(super) stop: Arc<AtomicBool>,
+    pub(super) best: Option<f64>,
+}
+
+impl Surroundings for Around<'_> {
+    fn validate(&mut self, sam: &Sam) -> Result<Validation> {
+        let predictor = self.validation.predictor(sam, &self.job.device);
+        let threshold = self.job.config.threshold.unwrap_or(0.5);
+        let scores = self.validation.cases.iter().map(|case| case.judged(&predictor, threshold));
+        let report = Report::from_cases(scores.collect::<Result<_>>()?, &judging())?;
+        Ok(Validation { mdice: report.mdice.unwrap_or(0.0), miou: report.miou.unwrap_or(0.0) })
+    }
+
+    fn save(&mut self, state: &State) -> Result<()> {
+        let path = self.job.run.state();
+        let folder = path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(folder).map_err(|e| Error::writing(folder, &e))?;
+        state.save(&path)?;
+        write_history(&self.job.run, &state.history)
+    }
+
+    fn penalty(&mut self, sam: &Sam, step: usize) -> Option<(String, Vec<f32>)> {
+        self.course.penalty(sam, step)
+    }
+
+    fn half_way(&mut self, sam: &Sam) -> Option<Trained> {
+        let kept = self.course.half_way(sam)?;
+        let (on, all) = kept.values().flatten().fold((0, 0), |(on, all), k| (on + usize::from(*k > 0.0), all + 1));
+        self.job.progress.line(format!("half-way     {on} of {all} selected weights train on"));
+        Some(kept)
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    fn stepped(&mut self, step: usize, _: usize, loss: f64) {
+        self.clock.step(step);
+        let best = self.best.map(|b| format!(" mDice {b:.3}")).unwrap_or_default();
+        self.job.progress.at(step, format!("loss {loss:.3}{best}"));
+    }
+
+    fn embeddings(&self) -> Option<Arc<Cache>> {
+        self.validation.embeddings.clone()
+    }
+
+    fn epoch(&mut self, row: &Epoch, best: bool, waited: f64) {
+        // The validation is no part of the next step.
+        self.clock.stepped = Instant::now();
+        if best {
+            self.best = Some(row.validation.mdice);
+        }
+        self.job.progress.line(format!(
+            "epoch {:3}    loss {:.4}  validation mDice {:.4}  mIoU {:.4}  {:.0} s ({waited:.1} s waiting for data){}",
+            row.epoch,
+            row.loss,
+            row.validation.mdice,
+            row.validation.miou,
+            row.seconds,
+            if best { "  best" } else { "" }
+        ));
+    }
+}
+
+fn write_history(run: &Run, history: &[Epoch]) -> Result<()> {
+    let mut text = String::from("epoch,step,lr,loss,val_mdice,val_miou,seconds\n");
+    for row in history {
+        let Epoch { epoch, step, lr, loss, validation, seconds } = row;
+        let Validation { mdice, miou } = validation;
+        text.push_str(&format!("{epoch},{step},{lr},{loss},{mdice},{miou},{seconds:.3}\n"));
+    }
+    write_atomic(&run.history(), |to| to.write_all(text.as_bytes()))
+}
