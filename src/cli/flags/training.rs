@@ -1,0 +1,224 @@
+//! `train`, `plan`, `select`: one training, or what it begins with. Names of flags are the keys of the configuration.
+
+use super::whole;
+use clap::Args;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// What a training may be told beside `--resume`.
+const WITH_RESUME: [&str; 1] = ["threads"];
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct Train {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    pub one: One,
+    /// Go on where a run was stopped; the newest unfinished one by default
+    #[arg(long, value_name = "RUN", num_args = 0..=1)]
+    pub resume: Option<Option<PathBuf>>,
+}
+
+impl Train {
+    /// A resumed run has its own configuration: a flag that says otherwise would be passed over.
+    ///
+    /// # Errors
+    /// A usage error naming the first such flag.
+    pub(in crate::cli) fn check_resume(&self) -> crate::error::Result<()> {
+        let given =
+            [serde_json::to_value(&self.common), serde_json::to_value(&self.one)].map(Result::unwrap_or_default);
+        let mut flags = given
+            .iter()
+            .filter_map(serde_json::Value::as_object)
+            .flatten()
+            .filter(|(key, value)| !value.is_null() && !WITH_RESUME.contains(&key.as_str()))
+            .map(|(key, value)| crate::config::flag(key, value))
+            .chain(self.common.config.is_some().then(|| "--config".to_string()))
+            .chain(self.common.set.first().map(|_| "--set".to_string()));
+        match flags.next() {
+            None => Ok(()),
+            Some(flag) => Err(crate::error::Error::usage(format!("{flag} does not go with --resume"))
+                .hint("a resumed run keeps the configuration it was started with; only --threads may change")),
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct Plan {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    pub one: One,
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct Select {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    pub one: One,
+    /// Overlap of two selections
+    #[arg(long, num_args = 2, value_names = ["A", "B"])]
+    pub diff: Option<Vec<PathBuf>>,
+}
+
+/// Flags of one training alone. Names are the keys of the configuration.
+#[derive(Args, Debug, Serialize)]
+pub(in crate::cli) struct One {
+    /// Cases in all for training and validation
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = whole)]
+    sizes: Option<usize>,
+    /// gps, full, decoder, bitfit, norm, magnitude, random, fisher, second-order, neuroada or sara [default:
+    /// gps]
+    #[arg(long, help_heading = "Model and method")]
+    method: Option<String>,
+    /// A selection made before
+    #[arg(long, value_name = "FILE", help_heading = "Model and method")]
+    selection: Option<PathBuf>,
+    /// Passes over the training cases, at most [default: 12]
+    #[arg(long, help_heading = "Training", value_parser = whole)]
+    epochs: Option<usize>,
+    /// Train for this time instead (not reproducible to the byte)
+    #[arg(long, help_heading = "Training")]
+    minutes: Option<f64>,
+    /// Train exactly this many steps instead, without patience
+    #[arg(long, conflicts_with = "minutes", help_heading = "Training", value_parser = whole)]
+    steps: Option<usize>,
+    /// Highest learning rate [default: the method's own]
+    #[arg(long, help_heading = "Training")]
+    lr: Option<f64>,
+    /// Epochs without a better validation mDice before training stops [default: 8]
+    #[arg(long, help_heading = "Training", value_parser = whole)]
+    patience: Option<usize>,
+    /// The run folder [default: runs/<dataset>-<method>-<n>]
+    #[arg(long, value_name = "DIR", help_heading = "Run")]
+    out: Option<PathBuf>,
+}
+
+/// Flags of every training. Names are the keys of the configuration.
+#[derive(Args, Debug, Serialize)]
+pub(in crate::cli) struct Common {
+    /// phantom, phantom-volume, polyp, a folder, or a CSV image,mask[,group][,split] [default: phantom]
+    #[arg(long, value_name = "NAME|DIR", help_heading = "Data")]
+    dataset: Option<String>,
+    /// Where the files of a named set are
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    data: Option<PathBuf>,
+    /// A separate validation set
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    val: Option<PathBuf>,
+    /// A separate test set, read once, at the end
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    test: Option<PathBuf>,
+    /// Given splits
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    split: Option<PathBuf>,
+    /// Cross-validation: number of folds
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = whole)]
+    folds: Option<usize>,
+    /// Cross-validation: the test fold, counted from 0
+    #[arg(long, value_name = "I", help_heading = "Data", value_parser = whole)]
+    fold: Option<usize>,
+    /// Train although a case stands on two sides of the split
+    #[arg(long, help_heading = "Data")]
+    #[serde(serialize_with = "if_set")]
+    allow_leak: bool,
+    /// tiny, tiny-random, sam_vit_b, sam_vit_l, sam_vit_h, medsam_vit_b, or a checkpoint file [default: tiny]
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Model and method")]
+    model: Option<String>,
+    /// Weights selected per output neuron; in larger groups, as many in all [default: 1]
+    #[arg(long, help_heading = "Model and method", value_parser = whole)]
+    k: Option<usize>,
+    /// Part of the encoder's matrices selected, instead of --k
+    #[arg(long, value_name = "PART", help_heading = "Model and method")]
+    ratio: Option<f64>,
+    /// Weights selected in all, instead of --k
+    #[arg(long, value_name = "N", help_heading = "Model and method", value_parser = whole)]
+    budget: Option<usize>,
+    /// gradient, abs-gradient, fisher, snr, second-order, gradient-weight, largest, smallest or random [default: the
+    /// method's own]
+    #[arg(long, help_heading = "Model and method")]
+    score: Option<String>,
+    /// neuron, tensor or global: among which weights the best scores are looked for [default: the method's own]
+    #[arg(long, help_heading = "Model and method")]
+    group: Option<String>,
+    /// Leave the image encoder's biases as they are
+    #[arg(long = "no-biases", help_heading = "Model and method")]
+    #[serde(rename = "biases", serialize_with = "if_unset")]
+    no_biases: bool,
+    /// Leave the mask decoder as it is
+    #[arg(long = "no-decoder", help_heading = "Model and method")]
+    #[serde(rename = "decoder", serialize_with = "if_unset")]
+    no_decoder: bool,
+    /// Samples a step [default: 4]
+    #[arg(long, help_heading = "Training", value_parser = whole)]
+    batch: Option<usize>,
+    /// Adam's epsilon [default: 1e-8]
+    #[arg(long, help_heading = "Training")]
+    adam_eps: Option<f64>,
+    /// Side of the network's square in pixels [default: the model's own]
+    #[arg(long, help_heading = "Training", value_parser = whole)]
+    image_size: Option<usize>,
+    /// longest-side or square [default: longest-side]
+    #[arg(long, help_heading = "Training")]
+    resize: Option<String>,
+    /// mild, strong or none [default: mild]
+    #[arg(long, help_heading = "Training")]
+    augment: Option<String>,
+    /// Probability of foreground [default: chosen on validation]
+    #[arg(long, help_heading = "Training")]
+    threshold: Option<f32>,
+    /// auto, axial, coronal or sagittal [default: auto]
+    #[arg(long, help_heading = "Volumes")]
+    axis: Option<String>,
+    /// auto, abdomen, lung, bone, brain, …, or LO,HI [default: auto]
+    #[arg(long, allow_hyphen_values = true, help_heading = "Volumes")]
+    window: Option<String>,
+    /// Channel of volumes with several [default: 0]
+    #[arg(long, help_heading = "Volumes", value_parser = whole)]
+    channel: Option<usize>,
+    /// Neighbour slices shown as red and blue [default: 0]
+    #[arg(long, help_heading = "Volumes", value_parser = whole)]
+    context: Option<usize>,
+    /// Labels that are foreground, merged [default: all but 0]
+    #[arg(long, value_delimiter = ',', help_heading = "Volumes")]
+    labels: Option<Vec<u16>>,
+    /// auto, cpu, cuda or cuda:N [default: auto]
+    #[arg(long, help_heading = "Run")]
+    device: Option<String>,
+    /// Threads [default: all processors]
+    #[arg(long, help_heading = "Run", value_parser = whole)]
+    pub threads: Option<usize>,
+    /// Run the encoder's blocks again in backward instead of keeping their inside: auto (where memory would not do
+    /// otherwise), on or off; the result is the same to the byte [default: auto]
+    #[arg(long, value_name = "auto|on|off", help_heading = "Run")]
+    recompute: Option<String>,
+    /// Seed of split, order and augmentation [default: 0]
+    #[arg(long, help_heading = "Run")]
+    seed: Option<u64>,
+    /// Seed of the split alone [default: --seed]
+    #[arg(long, help_heading = "Run")]
+    split_seed: Option<u64>,
+    /// Never use the network
+    #[arg(long, help_heading = "Run")]
+    #[serde(serialize_with = "if_set")]
+    offline: bool,
+    /// A TOML file with the same keys
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Any key of the configuration
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "Run")]
+    #[serde(skip)]
+    pub set: Vec<String>,
+}
+
+/// A switch that was not given leaves the key alone.
+fn if_set<S: serde::Serializer>(set: &bool, to: S) -> Result<S::Ok, S::Error> {
+    if *set { to.serialize_bool(true) } else { to.serialize_none() }
+}
+
+/// As [`if_set`], for a `--no-…` switch.
+fn if_unset<S: serde::Serializer>(set: &bool, to: S) -> Result<S::Ok, S::Error> {
+    if *set { to.serialize_bool(false) } else { to.serialize_none() }
+}
