@@ -292,6 +292,28 @@ impl Config {
         Ok(config)
     }
 
+    /// The same with other values of some keys; one that says how many entries are chosen replaces what said so before.
+    ///
+    /// # Errors
+    /// A usage error naming `from` and the key.
+    pub fn with(&self, settings: &[(String, String)], from: &str) -> Result<Config> {
+        const BUDGETS: [&str; 3] = ["k", "ratio", "budget"];
+        if settings.is_empty() {
+            return Ok(self.clone());
+        }
+        let mut all = serde_json::to_value(self).map_err(|e| Error::job(format!("configuration: {e}")))?;
+        if settings.iter().any(|(key, _)| BUDGETS.contains(&key.as_str())) {
+            BUDGETS.iter().for_each(|budget| all[*budget] = Value::Null);
+        }
+        for (key, value) in settings {
+            all[key.as_str()] = check_type(key, scalar(value), from)?;
+        }
+        let config: Config =
+            serde_json::from_value(all).map_err(|e| Error::usage(format!("configuration of {from}: {e}")))?;
+        config.check()?;
+        Ok(config)
+    }
+
     /// The same with what a given selection was made with.
     ///
     /// # Errors

@@ -179,6 +179,8 @@ fn what_makes_no_sense_is_refused_before_anything_is_made() {
     for (more, words) in [
         (&["--methods", "gps,ful"][..], "`full`"),
         (&["--methods", "gps,gps"], "twice"),
+        (&["--methods", "gps:seed=3"], "`seed`"),
+        (&["--methods", "full:k=3"], "--k"),
         (&["--sizes", "ten"], "no size"),
         (&["--sizes", "500"], "500"),
         (&["--seeds", "0"], "--seeds"),
@@ -223,6 +225,33 @@ fn a_row_may_have_a_base_of_its_own_and_one_size_may_tune_for_all() {
     alone.extend(["--lr", &lr, "--out", "alone"]);
     ok(at, &alone);
     assert_eq!(json(&at.join("alone/metrics.json"))["mDice"], own["mDice"]);
+}
+
+#[test]
+fn a_row_may_have_settings_of_its_own_and_the_table_a_plot() {
+    let folder = workplace();
+    let at = folder.path();
+    let more = ["--methods", "gps,gps:k=3", "--seeds", "1", "--lrs", "1"];
+    ok(at, &arguments("held-out", "out", &[&more[..], &["--plot", "scores.svg"]].concat()));
+    let [one, three] = ["gps", "gps_k=3"].map(|row| json(&at.join(format!("out/cells/{row}-10-5.json"))));
+    assert_eq!((&one["method"], &three["method"]), (&"gps".into(), &"gps:k=3".into()));
+    // The same biases and decoder train; of the entries, up to three times as many.
+    let entries = |cell: &Value| cell["trained_encoder_parameters"].as_u64().unwrap();
+    assert!(entries(&three) > entries(&one), "{one} {three}");
+    assert!(three["patch_bytes"].as_u64() > one["patch_bytes"].as_u64());
+    assert_eq!(one["encoder_parameters"], three["encoder_parameters"]);
+    let plot = std::fs::read_to_string(at.join("scores.svg")).unwrap();
+    assert!(plot.starts_with("<svg") && plot.contains("gps, 10 cases") && !plot.contains("k=3"), "{plot}");
+
+    // The same training by itself.
+    let alone = format!(
+        "train --dataset discs --test held-out --model small.safetensors --sizes 10 --steps 3 --threads 2 --seed 5 --k 3 --lr {} --out alone",
+        three["lr"]
+    );
+    ok(at, &alone.split(' ').collect::<Vec<_>>());
+    assert_eq!(json(&at.join("alone/metrics.json"))["mDice"], three["mDice"]);
+    let patch = std::fs::metadata(at.join("alone/patch.safetensors")).unwrap().len();
+    assert_eq!(Some(patch), three["patch_bytes"].as_u64());
 }
 
 #[cfg(unix)]

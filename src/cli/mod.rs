@@ -154,7 +154,7 @@ fn run(cli: Cli, told: &Cell<bool>) -> Result<()> {
             let config = resolve(&flags.common, &json!({ "steps": flags.steps, "out": flags.out }))?;
             crate::device::limit_threads(config.threads)?;
             let request = flags.request(config)?;
-            if let Some(path) = &flags.csv {
+            for path in flags.csv.iter().chain(&flags.plot) {
                 crate::io::check_free(path, replace)?;
             }
             if !flags.report {
@@ -163,6 +163,10 @@ fn run(cli: Cli, told: &Cell<bool>) -> Result<()> {
             let table = job::compare::read(&request)?;
             if let Some(path) = &flags.csv {
                 let text = table.csv()?;
+                crate::io::write_atomic(path, |to| to.write_all(text.as_bytes()))?;
+            }
+            if let Some(path) = &flags.plot {
+                let text = table.svg()?;
                 crate::io::write_atomic(path, |to| to.write_all(text.as_bytes()))?;
             }
             answer(table.json()?, table.markdown())

@@ -10,7 +10,8 @@ use std::path::PathBuf;
 /// Methods side by side on one protocol: a table, cell by cell.
 #[derive(Args, Debug)]
 pub(in crate::cli) struct Compare {
-    /// The methods, each also as METHOD@MODEL; every other one is compared with the first
+    /// The rows: METHOD[:KEY=VALUE…][@MODEL], as gps, gps:k=16, gps@tiny-random; every other one is compared with the
+    /// first
     #[arg(long, value_delimiter = ',', required = true, help_heading = "Comparison")]
     methods: Vec<String>,
     /// Trainings of each method at each size, with seeds from --seed on; the split stays
@@ -37,6 +38,9 @@ pub(in crate::cli) struct Compare {
     /// Write the table's rows as CSV
     #[arg(long, value_name = "FILE", help_heading = "Comparison")]
     pub csv: Option<PathBuf>,
+    /// Draw the scores over the number of trained encoder values, as SVG
+    #[arg(long, value_name = "FILE", help_heading = "Comparison")]
+    pub plot: Option<PathBuf>,
     #[command(flatten)]
     pub common: Common,
 }

@@ -63,6 +63,13 @@ pub(super) struct Cell {
     pub converged: Option<bool>,
     pub trained_parameters: usize,
     pub parameters: usize,
+    /// Of the image encoder; cells made before these were written have none.
+    #[serde(default)]
+    pub trained_encoder_parameters: Option<usize>,
+    #[serde(default)]
+    pub encoder_parameters: Option<usize>,
+    #[serde(default)]
+    pub patch_bytes: Option<u64>,
     /// Validation included.
     pub seconds_per_step: Option<f64>,
     pub peak_rss_mib: Option<u64>,

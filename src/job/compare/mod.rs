@@ -1,7 +1,7 @@
 //! `compare`: methods × sizes × seeds on one protocol, a fixed number of steps each, a small JSON file a cell.
 //!
-//! A row is a method, or a method on a base of its own (`gps@tiny-random`). For each row and size (or at one size for
-//! all) the learning rate is chosen by trials, the same number for every row, on the validation side of the training
+//! A row is a method, with settings (`gps:k=16`) or a base (`gps@tiny-random`) of its own if it likes. For each row and
+//! size (or at one size for all) the learning rate is chosen by trials, the same number for every row, on the validation side of the training
 //! set. Then each seed trains once with it, and the test set is read once for that cell. The first
 //! seed trains again with twice the steps, judged on validation: a method and size whose mDice still moves is not
 //! converged, and says nothing about the method. (Only the first seed: asking all would double the whole comparison.)
@@ -11,6 +11,8 @@
 //! Files that are there are not made again, so a stopped comparison goes on with the same command.
 
 mod cell;
+mod plot;
+mod row;
 mod table;
 
 use super::train::{self, Judge};
@@ -27,6 +29,7 @@ use crate::run::Run;
 use crate::score::report::CaseMetrics;
 use crate::tune::selection::Selection;
 use cell::{Cell, Setup, Trial};
+use row::Row;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -47,11 +50,13 @@ const LONG_SECONDS: f64 = 180.0;
 
 /// How many cases a training may use for training and validation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(Default))]
 #[serde(into = "String", try_from = "String")]
 pub enum Size {
     /// So many.
     Cases(usize),
     /// All that there are.
+    #[cfg_attr(test, default)]
     All,
 }
 
@@ -100,18 +105,34 @@ impl TryFrom<String> for Size {
     }
 }
 
-/// A row's method, and its base where it has one of its own.
-fn row(name: &str) -> (&str, Option<&str>) {
-    name.split_once('@').map_or((name, None), |(method, model)| (method, Some(model)))
-}
+/// What changes what comes out, beside method, base, data, steps and learning rate: shared, or a row's own.
+const OPTIONS: [&str; 18] = [
+    "k",
+    "ratio",
+    "budget",
+    "score",
+    "group",
+    "biases",
+    "decoder",
+    "batch",
+    "adam_eps",
+    "image_size",
+    "resize",
+    "augment",
+    "axis",
+    "window",
+    "channel",
+    "context",
+    "labels",
+    "threshold",
+];
 
 /// What is compared.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// What every training shares.
     config: Config,
-    /// Rows: `METHOD` or `METHOD@MODEL`.
-    methods: Vec<String>,
+    rows: Vec<Row>,
     /// The only size that learning rates are tried at; each at its own by default.
     tuned_at: Option<Size>,
     sizes: Vec<Size>,
@@ -135,7 +156,8 @@ impl Request {
         lrs: Vec<f64>,
         tuned_at: Option<Size>,
     ) -> Result<Request> {
-        methods.iter().try_for_each(|name| config.for_method(row(name).0).map(|_| ()))?;
+        let rows = methods.iter().map(|name| Row::parse(name, &OPTIONS)).collect::<Result<Vec<_>>>()?;
+        rows.iter().try_for_each(|row| row.config(&config).map(|_| ()))?;
         for (key, set) in [
             ("minutes", config.minutes.is_some()),
             ("lr", config.lr.is_some()),
@@ -148,13 +170,13 @@ impl Request {
             }
         }
         let twice = |words: Vec<String>| words.iter().enumerate().any(|(i, w)| words[..i].contains(w));
-        if twice(methods.clone())
+        if twice(methods)
             || twice(sizes.iter().map(Size::to_string).collect())
             || twice(lrs.iter().map(f64::to_string).collect())
         {
             return Err(Error::usage("--methods, --sizes and --lrs name nothing twice"));
         }
-        if methods.is_empty() || sizes.is_empty() || lrs.is_empty() || seeds == 0 {
+        if rows.is_empty() || sizes.is_empty() || lrs.is_empty() || seeds == 0 {
             return Err(Error::usage("--methods, --sizes, --lrs and --seeds need at least one each"));
         }
         if lrs.iter().any(|lr| !(*lr > 0.0 && lr.is_finite())) {
@@ -164,15 +186,15 @@ impl Request {
         let out = config.out.clone().unwrap_or_else(|| Path::new("compare").join(name));
         let seeds = (0..seeds).map(|i| config.seed.wrapping_add(i)).collect();
         let steps = config.steps.unwrap_or(STEPS);
-        Ok(Request { config, methods, tuned_at, sizes, seeds, steps, lrs, out })
+        Ok(Request { config, rows, tuned_at, sizes, seeds, steps, lrs, out })
     }
 
-    fn trial_file(&self, method: &str, size: Size, lr_multiple: f64) -> PathBuf {
-        self.out.join("trials").join(format!("{}-{size}-{lr_multiple}.json", file_name(method)))
+    fn trial_file(&self, row: &Row, size: Size, lr_multiple: f64) -> PathBuf {
+        self.out.join("trials").join(format!("{}-{size}-{lr_multiple}.json", row.file_name()))
     }
 
-    fn cell_file(&self, method: &str, size: Size, seed: u64) -> PathBuf {
-        self.out.join("cells").join(format!("{}-{size}-{seed}.json", file_name(method)))
+    fn cell_file(&self, row: &Row, size: Size, seed: u64) -> PathBuf {
+        self.out.join("cells").join(format!("{}-{size}-{seed}.json", row.file_name()))
     }
 
     fn runs(&self) -> PathBuf {
@@ -189,26 +211,6 @@ impl Request {
 
     /// The settings that all trainings share and that change what comes out.
     fn options(&self) -> Result<Map<String, Value>> {
-        const NAMES: [&str; 18] = [
-            "k",
-            "ratio",
-            "budget",
-            "score",
-            "group",
-            "biases",
-            "decoder",
-            "batch",
-            "adam_eps",
-            "image_size",
-            "resize",
-            "augment",
-            "axis",
-            "window",
-            "channel",
-            "context",
-            "labels",
-            "threshold",
-        ];
         // What results of before these keys do not say is as if it were not said.
         const LATER: [&str; 4] = ["ratio", "budget", "score", "group"];
         let mut config = self.config.clone();
@@ -216,29 +218,22 @@ impl Request {
             config.k.get_or_insert(1);
         }
         let all = serde_json::to_value(&config).map_err(|e| Error::job(format!("configuration: {e}")))?;
-        let said = NAMES.iter().filter(|name| !(LATER.contains(name) && all[**name].is_null()));
+        let said = OPTIONS.iter().filter(|name| !(LATER.contains(name) && all[**name].is_null()));
         Ok(said.map(|name| (name.to_string(), all[*name].clone())).collect())
     }
 
     /// The configuration of one training.
-    fn training(&self, setup: &Setup, folder: PathBuf) -> Result<Config> {
-        let (method, model) = row(&setup.method);
+    fn training(&self, row: &Row, setup: &Setup, folder: PathBuf) -> Result<Config> {
         Ok(Config {
-            model: model.unwrap_or(&self.config.model).to_string(),
             sizes: setup.size.cases(),
             steps: Some(setup.steps),
             lr: Some(setup.lr),
             seed: setup.seed,
             split_seed: Some(setup.split_seed),
             out: Some(folder),
-            ..self.config.for_method(method)?
+            ..row.config(&self.config)?
         })
     }
-}
-
-/// A row's name as part of a file's: a base may be a path.
-fn file_name(row: &str) -> String {
-    row.replace(['/', '\\'], "_")
 }
 
 /// The cases of one size.
@@ -266,10 +261,11 @@ struct Chosen {
 pub fn fill(request: &Request, replace: Replace, progress: &Progress) -> Result<()> {
     let stop = train::stop_flag()?;
     let mut bases = BTreeMap::new();
-    for name in &request.methods {
-        let base = base::load(row(name).1.unwrap_or(&request.config.model))?;
-        select::preprocessing(&request.config, &base.config)?;
-        bases.insert(name.clone(), base.sha256);
+    for row in &request.rows {
+        let config = row.config(&request.config)?;
+        let base = base::load(&config.model)?;
+        select::preprocessing(&config, &base.config)?;
+        bases.insert(row.name.clone(), base.sha256);
     }
     let work = Work { request, bases, replace, progress, stop };
     let sides = request.sizes.iter().map(|size| work.sides(*size)).collect::<Result<Vec<_>>>()?;
@@ -308,9 +304,9 @@ impl Work<'_> {
     }
 
     /// A setup whose learning rate is still open.
-    fn setup(&self, method: &str, size: Size, seed: u64, data_hash: String) -> Result<Setup> {
+    fn setup(&self, row: &Row, size: Size, seed: u64, data_hash: String) -> Result<Setup> {
         Ok(Setup {
-            method: method.to_string(),
+            method: row.name.clone(),
             size,
             seed,
             lr: 0.0,
@@ -319,36 +315,36 @@ impl Work<'_> {
             tuned_at: None,
             steps: self.request.steps,
             split_seed: self.request.split_seed(),
-            base_sha256: self.bases[method].clone(),
+            base_sha256: self.bases[&row.name].clone(),
             data_hash,
             options: self.request.options()?,
         })
     }
 
-    fn trial_setup(&self, method: &str, sides: &Sides, lr_multiple: f64) -> Result<Setup> {
-        let setup = self.setup(method, sides.size, self.request.config.seed, sides.learning_hash.clone())?;
-        Ok(Setup { lr: lr_multiple * method::find(row(method).0)?.lr(), lr_multiple, ..setup })
+    fn trial_setup(&self, row: &Row, sides: &Sides, lr_multiple: f64) -> Result<Setup> {
+        let setup = self.setup(row, sides.size, self.request.config.seed, sides.learning_hash.clone())?;
+        Ok(Setup { lr: lr_multiple * method::find(&row.method)?.lr(), lr_multiple, ..setup })
     }
 
-    fn cell_setup(&self, method: &str, sides: &Sides, seed: u64, lr: f64, lr_multiple: f64) -> Result<Setup> {
-        let setup = self.setup(method, sides.size, seed, sides.data_hash.clone())?;
+    fn cell_setup(&self, row: &Row, sides: &Sides, seed: u64, lr: f64, lr_multiple: f64) -> Result<Setup> {
+        let setup = self.setup(row, sides.size, seed, sides.data_hash.clone())?;
         let tuned_at = self.request.tuned_at;
         Ok(Setup { lr, lr_multiple, lrs: self.request.lrs.clone(), tuned_at, ..setup })
     }
 
     /// Refuses files of other settings before anything is trained.
     fn check(&self, sides: &Sides, tuned: &Sides) -> Result<()> {
-        for method in &self.request.methods {
+        for row in &self.request.rows {
             for multiple in &self.request.lrs {
-                let wanted = self.trial_setup(method, tuned, *multiple)?;
-                let path = self.request.trial_file(method, tuned.size, *multiple);
+                let wanted = self.trial_setup(row, tuned, *multiple)?;
+                let path = self.request.trial_file(row, tuned.size, *multiple);
                 cell::known::<Trial>(&path, &wanted, self.replace)?;
             }
             for seed in &self.request.seeds {
-                let path = self.request.cell_file(method, sides.size, *seed);
+                let path = self.request.cell_file(row, sides.size, *seed);
                 if let Some(cell) = cell::read::<Cell>(&path)? {
                     // Which rate is right is not known before the trials are done.
-                    let wanted = self.cell_setup(method, sides, *seed, cell.setup.lr, cell.setup.lr_multiple)?;
+                    let wanted = self.cell_setup(row, sides, *seed, cell.setup.lr, cell.setup.lr_multiple)?;
                     cell::known::<Cell>(&path, &wanted, self.replace)?;
                 }
             }
@@ -357,23 +353,23 @@ impl Work<'_> {
     }
 
     fn fill(&self, sides: &Sides, tuned: &Sides) -> Result<()> {
-        let methods = &self.request.methods;
-        let chosen = methods.iter().map(|method| self.tune(method, tuned)).collect::<Result<Vec<_>>>()?;
+        let rows = &self.request.rows;
+        let chosen = rows.iter().map(|row| self.tune(row, tuned)).collect::<Result<Vec<_>>>()?;
         if chosen.iter().any(|c| c.trials != chosen[0].trials) {
             return Err(Error::job("the methods did not get the same number of trials").at(&self.request.out));
         }
         for (i, seed) in self.request.seeds.iter().enumerate() {
             let asked = if i == 0 { Convergence::Asked } else { Convergence::Skipped };
-            for (method, chosen) in methods.iter().zip(&chosen) {
-                self.cell(method, sides, *seed, *chosen, asked)?;
+            for (row, chosen) in rows.iter().zip(&chosen) {
+                self.cell(row, sides, *seed, *chosen, asked)?;
             }
         }
         Ok(())
     }
 
     /// The learning rate with the best validation mDice; of equals, the one nearest to the method's own.
-    fn tune(&self, method: &str, sides: &Sides) -> Result<Chosen> {
-        let trials = self.request.lrs.iter().map(|multiple| self.trial(method, sides, *multiple));
+    fn tune(&self, row: &Row, sides: &Sides) -> Result<Chosen> {
+        let trials = self.request.lrs.iter().map(|multiple| self.trial(row, sides, *multiple));
         let trials = trials.collect::<Result<Vec<_>>>()?;
         let far = |trial: &Trial| trial.setup.lr_multiple.ln().abs();
         let best = trials.iter().filter_map(|trial| Some((trial.validation_mdice?, trial))).max_by(|(x, a), (y, b)| {
@@ -382,45 +378,45 @@ impl Work<'_> {
         });
         let Some((_, best)) = best else {
             return Err(Error::job(format!(
-                "{method}, {} cases: the loss ran away at every learning rate",
-                sides.size
+                "{}, {} cases: the loss ran away at every learning rate",
+                row.name, sides.size
             ))
             .hint("give lower multiples with --lrs"));
         };
         Ok(Chosen { lr: best.setup.lr, multiple: best.setup.lr_multiple, trials: trials.len() })
     }
 
-    fn trial(&self, method: &str, sides: &Sides, multiple: f64) -> Result<Trial> {
-        let path = self.request.trial_file(method, sides.size, multiple);
-        let setup = self.trial_setup(method, sides, multiple)?;
+    fn trial(&self, row: &Row, sides: &Sides, multiple: f64) -> Result<Trial> {
+        let path = self.request.trial_file(row, sides.size, multiple);
+        let setup = self.trial_setup(row, sides, multiple)?;
         if let Some(trial) = cell::known(&path, &setup, self.replace)? {
             return Ok(trial);
         }
-        self.say(&format!("{method}, {} cases, trial of {multiple} × its learning rate", sides.size));
-        let folder = self.request.runs().join(format!("trial-{}-{}-{multiple}", file_name(method), sides.size));
-        let validation_mdice = self.validated(&setup, sides, &folder)?;
+        self.say(&format!("{}, {} cases, trial of {multiple} × its learning rate", row.name, sides.size));
+        let folder = self.request.runs().join(format!("trial-{}-{}-{multiple}", row.file_name(), sides.size));
+        let validation_mdice = self.validated(row, &setup, sides, &folder)?;
         let trial = Trial { setup, validation_mdice };
         cell::write(&path, &trial)?;
         self.remove(&folder)?;
         Ok(trial)
     }
 
-    fn cell(&self, method: &str, sides: &Sides, seed: u64, chosen: Chosen, asked: Convergence) -> Result<()> {
-        let path = self.request.cell_file(method, sides.size, seed);
-        let setup = self.cell_setup(method, sides, seed, chosen.lr, chosen.multiple)?;
+    fn cell(&self, row: &Row, sides: &Sides, seed: u64, chosen: Chosen, asked: Convergence) -> Result<()> {
+        let path = self.request.cell_file(row, sides.size, seed);
+        let setup = self.cell_setup(row, sides, seed, chosen.lr, chosen.multiple)?;
         if cell::known::<Cell>(&path, &setup, self.replace)?.is_some() {
             return Ok(());
         }
-        self.say(&format!("{method}, {} cases, seed {seed}", sides.size));
-        let folder = self.request.runs().join(format!("{}-{}-{seed}", file_name(method), sides.size));
-        let metrics = self.train(&setup, sides, Judge::Test, &folder)?;
-        let doubled_folder = folder.with_file_name(format!("{}-{}-{seed}-doubled", file_name(method), sides.size));
+        self.say(&format!("{}, {} cases, seed {seed}", row.name, sides.size));
+        let folder = self.request.runs().join(format!("{}-{}-{seed}", row.file_name(), sides.size));
+        let metrics = self.train(row, &setup, sides, Judge::Test, &folder)?;
+        let doubled_folder = folder.with_file_name(format!("{}-{}-{seed}-doubled", row.file_name(), sides.size));
         let (doubled, converged) = match asked {
             Convergence::Skipped => (None, None),
             Convergence::Asked => {
-                self.say(&format!("{method}, {} cases, seed {seed}, twice the steps", sides.size));
+                self.say(&format!("{}, {} cases, seed {seed}, twice the steps", row.name, sides.size));
                 let setup = Setup { steps: 2 * setup.steps, ..setup.clone() };
-                let doubled = self.validated(&setup, sides, &doubled_folder)?;
+                let doubled = self.validated(row, &setup, sides, &doubled_folder)?;
                 (doubled, Some(doubled.is_some_and(|doubled| (doubled - metrics.validation_mdice).abs() < STILL)))
             }
         };
@@ -434,6 +430,9 @@ impl Work<'_> {
             converged,
             trained_parameters: metrics.trained_parameters,
             parameters: metrics.parameters,
+            trained_encoder_parameters: Some(metrics.trained_encoder_parameters),
+            encoder_parameters: Some(metrics.encoder_parameters),
+            patch_bytes: metrics.patch_bytes,
             seconds_per_step: metrics.seconds_per_step,
             peak_rss_mib: metrics.peak_rss_mib,
             device: metrics.device,
@@ -445,8 +444,8 @@ impl Work<'_> {
     }
 
     /// The validation mDice of a training that never sees a test case; `None` when the loss ran away.
-    fn validated(&self, setup: &Setup, sides: &Sides, folder: &Path) -> Result<Option<f64>> {
-        match self.train(setup, sides, Judge::Validation, folder) {
+    fn validated(&self, row: &Row, setup: &Setup, sides: &Sides, folder: &Path) -> Result<Option<f64>> {
+        match self.train(row, setup, sides, Judge::Validation, folder) {
             Ok(metrics) => Ok(Some(metrics.validation_mdice)),
             Err(e) if e.kind == Kind::Diverged => {
                 self.progress.warn(&e.message);
@@ -456,15 +455,15 @@ impl Work<'_> {
         }
     }
 
-    fn train(&self, setup: &Setup, sides: &Sides, judge: Judge, folder: &Path) -> Result<Metrics> {
+    fn train(&self, row: &Row, setup: &Setup, sides: &Sides, judge: Judge, folder: &Path) -> Result<Metrics> {
         const GO_ON: &str = "the same command goes on from here";
         // A signal that comes between two trainings is seen by nobody else.
         if self.stop.load(Ordering::SeqCst) {
             return Err(Error::new(Kind::Interrupted, "stopped, what is done is kept").hint(GO_ON));
         }
-        let shared = self.shared_selection(setup, sides)?;
+        let shared = self.shared_selection(row, setup, sides)?;
         let selection = shared.clone().filter(|path| path.is_file());
-        let config = Config { selection, ..self.request.training(setup, folder.to_path_buf())? };
+        let config = Config { selection, ..self.request.training(row, setup, folder.to_path_buf())? };
         let counted = forget_peak();
         let metrics = train::complete(config, sides.splits.clone(), &setup.base_sha256, judge, self.progress);
         let metrics = metrics.map_err(|e| if e.kind == Kind::Interrupted { e.hint(GO_ON) } else { e })?;
@@ -477,6 +476,8 @@ impl Work<'_> {
         if metrics.seconds > LONG_SECONDS && setup.steps == self.request.steps {
             self.progress.warn(format!("this training took {:.0} s: fewer --steps?", metrics.seconds));
         }
+        let patch = Run { folder: folder.to_path_buf() }.patch();
+        metrics.patch_bytes = Some(std::fs::metadata(&patch).map_err(|e| Error::reading(&patch, &e))?.len());
         if counted.is_none() {
             metrics.peak_rss_mib = None;
         }
@@ -487,16 +488,15 @@ impl Work<'_> {
     }
 
     /// Where the selection of these cases, base and settings is or will be; `None` for a method that reads no gradients.
-    fn shared_selection(&self, setup: &Setup, sides: &Sides) -> Result<Option<PathBuf>> {
-        let (method, _) = row(&setup.method);
-        let settings = self.request.config.for_method(method)?.settings();
-        if method::rule(method::find(method)?, &settings).is_none_or(|rule| rule.score.needs().is_empty()) {
+    fn shared_selection(&self, row: &Row, setup: &Setup, sides: &Sides) -> Result<Option<PathBuf>> {
+        let settings = row.config(&self.request.config)?.settings();
+        if method::rule(method::find(&row.method)?, &settings).is_none_or(|rule| rule.score.needs().is_empty()) {
             return Ok(None);
         }
         let folder = self.request.selections();
         std::fs::create_dir_all(&folder).map_err(|e| Error::writing(&folder, &e))?;
         let decided = format!("{} {} {}", setup.base_sha256, sides.learning_hash, json!(setup.options));
-        let name = format!("{}-{}.safetensors", file_name(&setup.method), hex(&Sha256::digest(decided)));
+        let name = format!("{}-{}.safetensors", row.file_name(), hex(&Sha256::digest(decided)));
         Ok(Some(folder.join(name)))
     }
 
@@ -532,6 +532,11 @@ struct Metrics {
     validation_mdice: f64,
     trained_parameters: usize,
     parameters: usize,
+    trained_encoder_parameters: usize,
+    encoder_parameters: usize,
+    /// Read from the file itself.
+    #[serde(skip)]
+    patch_bytes: Option<u64>,
     seconds_per_step: Option<f64>,
     seconds: f64,
     peak_rss_mib: Option<u64>,

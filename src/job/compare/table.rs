@@ -1,7 +1,7 @@
 //! The table that the cells make, and what may be said about it. Holes are shown, never filled.
 
 use super::cell::{self, Cell, Setup};
-use super::{Request, Size};
+use super::{Request, Size, plot};
 use crate::error::{Error, Result};
 use crate::score::paired::{self, Paired};
 use crate::score::report::Interval;
@@ -30,29 +30,34 @@ pub struct Table {
 
 /// One method at one size.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-struct Row {
-    method: String,
-    size: Size,
+#[cfg_attr(test, derive(Default))]
+pub(super) struct Row {
+    pub(super) method: String,
+    pub(super) size: Size,
     /// Seeds whose cell is there, and how many are wanted.
     seeds: Vec<u64>,
     seeds_wanted: usize,
     #[serde(rename = "mDice")]
-    mdice: Option<f64>,
+    pub(super) mdice: Option<f64>,
     /// Over seeds; `null` below two.
     #[serde(rename = "mDice_sd")]
     mdice_sd: Option<f64>,
     /// Bootstrap over cases of each case's mean over seeds.
     #[serde(rename = "mDice_ci95")]
-    mdice_ci95: Option<Interval>,
+    pub(super) mdice_ci95: Option<Interval>,
     #[serde(rename = "mIoU")]
     miou: Option<f64>,
     lr: Option<f64>,
     trained_parameters: Option<usize>,
     parameters: Option<usize>,
+    /// Of the image encoder.
+    pub(super) trained_encoder_parameters: Option<usize>,
+    encoder_parameters: Option<usize>,
+    patch_bytes: Option<u64>,
     seconds_per_step: Option<f64>,
     /// The lowest over seeds: what the process kept from earlier trainings only adds.
     peak_rss_mib: Option<u64>,
-    converged: Option<bool>,
+    pub(super) converged: Option<bool>,
 }
 
 /// One method against the first at one size.
@@ -85,17 +90,17 @@ pub fn read(request: &Request) -> Result<Table> {
     let mut sizes: BTreeMap<Size, String> = BTreeMap::new();
     let mut bases: BTreeMap<Option<&str>, String> = BTreeMap::new();
     for size in &request.sizes {
-        for method in &request.methods {
+        for row in &request.rows {
             let mut cells = Vec::new();
             for seed in &request.seeds {
-                let path = request.cell_file(method, *size, *seed);
+                let path = request.cell_file(row, *size, *seed);
                 let Some(cell) = cell::read::<Cell>(&path)? else {
-                    missing.push(format!("{method}-{size}-{seed}"));
+                    missing.push(format!("{}-{size}-{seed}", row.name));
                     continue;
                 };
                 let name = path.display().to_string();
                 let data = sizes.entry(*size).or_insert(cell.setup.data_hash.clone());
-                let base = bases.entry(super::row(method).1).or_insert(cell.setup.base_sha256.clone());
+                let base = bases.entry(row.model.as_deref()).or_insert(cell.setup.base_sha256.clone());
                 let shared = shared(&cell.setup, data, base);
                 let (other, wanted) = first.get_or_insert((name, shared.clone()));
                 if let Some(difference) = cell::difference(&shared, wanted)? {
@@ -108,7 +113,7 @@ pub fn read(request: &Request) -> Result<Table> {
                 }
                 cells.push(cell);
             }
-            groups.push(Group { method: method.clone(), size: *size, cells });
+            groups.push(Group { method: row.name.clone(), size: *size, cells });
         }
     }
     let comparisons = comparisons(&groups, request);
@@ -167,6 +172,9 @@ impl Group {
             lr: first.map(|cell| cell.setup.lr),
             trained_parameters: first.map(|cell| cell.trained_parameters),
             parameters: first.map(|cell| cell.parameters),
+            trained_encoder_parameters: first.and_then(|cell| cell.trained_encoder_parameters),
+            encoder_parameters: first.and_then(|cell| cell.encoder_parameters),
+            patch_bytes: first.and_then(|cell| cell.patch_bytes),
             seconds_per_step: mean(&of(|cell| cell.seconds_per_step)),
             peak_rss_mib: self.cells.iter().filter_map(|cell| cell.peak_rss_mib).min(),
             converged: self.converged(),
@@ -210,7 +218,7 @@ enum Undefined {
 /// Every method against the first at the same size.
 fn comparisons(groups: &[Group], request: &Request) -> Vec<Comparison> {
     let mut all: Vec<Comparison> = groups
-        .chunks(request.methods.len())
+        .chunks(request.rows.len())
         .flat_map(|of_size| of_size.iter().skip(1).map(|other| against(&of_size[0], other, request.config.seed)))
         .collect();
     let corrected = paired::holm(&all.iter().filter_map(|c| c.paired.map(|paired| paired.p)).collect::<Vec<_>>());
@@ -245,6 +253,19 @@ fn against(first: &Group, other: &Group, seed: u64) -> Comparison {
 }
 
 impl Table {
+    /// Every method at every size.
+    pub(super) fn rows(&self) -> &[Row] {
+        &self.rows
+    }
+
+    /// The scores as a picture in SVG.
+    ///
+    /// # Errors
+    /// A data error when there is nothing to draw.
+    pub fn svg(&self) -> Result<String> {
+        plot::svg(self)
+    }
+
     /// The table as one JSON object.
     ///
     /// # Errors
@@ -273,6 +294,9 @@ impl Table {
             "lr",
             "trained_parameters",
             "parameters",
+            "trained_encoder_parameters",
+            "encoder_parameters",
+            "patch_bytes",
             "seconds_per_step",
             "peak_rss_mib",
             "converged",
@@ -283,6 +307,7 @@ impl Table {
                 (&row.method, row.size, row.seeds.len(), row.seeds_wanted),
                 (row.mdice, row.mdice_sd, row.mdice_ci95.map(|[low, _]| low), row.mdice_ci95.map(|[_, high]| high)),
                 (row.miou, row.lr, row.trained_parameters, row.parameters),
+                (row.trained_encoder_parameters, row.encoder_parameters, row.patch_bytes),
                 (row.seconds_per_step, row.peak_rss_mib, row.converged),
             ))
             .map_err(|e| failed(&e))?;
@@ -294,8 +319,8 @@ impl Table {
     /// The table for a README, with what may be said about it.
     pub fn markdown(&self) -> String {
         let mut text = String::from(
-            "| method | cases | mDice | 95 % over cases | mIoU | trained values | of all | s a step | peak MiB | twice the steps |\n\
-             |---|---|---|---|---|---|---|---|---|---|\n",
+            "| method | cases | mDice | 95 % over cases | mIoU | trained values | of the encoder | of all | patch KiB | s a step | peak MiB | twice the steps |\n\
+             |---|---|---|---|---|---|---|---|---|---|---|---|\n",
         );
         // Writing to a string cannot fail.
         for row in &self.rows {
@@ -341,7 +366,7 @@ impl Table {
 }
 
 impl Row {
-    fn fields(&self) -> [String; 10] {
+    fn fields(&self) -> [String; 12] {
         let or_hole = |text: Option<String>| text.unwrap_or_else(|| "–".into());
         let present = match self.seeds.len() {
             n if n > 0 && n < self.seeds_wanted => format!(" ({n} of {} seeds)", self.seeds_wanted),
@@ -352,7 +377,9 @@ impl Row {
             (Some(text), Some(false)) => format!("({text})"),
             (text, _) => or_hole(text),
         };
-        let share = self.trained_parameters.zip(self.parameters).map(|(part, all)| 100.0 * part as f64 / all as f64);
+        let share = |part: Option<usize>, all: Option<usize>| {
+            part.zip(all).map(|(part, all)| format!("{:.2} %", 100.0 * part as f64 / all as f64))
+        };
         [
             self.method.clone(),
             self.size.to_string(),
@@ -360,7 +387,9 @@ impl Row {
             score(self.mdice_ci95.map(|[low, high]| format!("{low:.3} to {high:.3}"))),
             score(self.miou.map(|m| format!("{m:.3}"))),
             or_hole(self.trained_parameters.map(thousands)),
-            or_hole(share.map(|share| format!("{share:.2} %"))),
+            or_hole(share(self.trained_encoder_parameters, self.encoder_parameters)),
+            or_hole(share(self.trained_parameters, self.parameters)),
+            or_hole(self.patch_bytes.map(|bytes| thousands(bytes.div_ceil(1024) as usize))),
             or_hole(self.seconds_per_step.map(|s| format!("{s:.2}"))),
             or_hole(self.peak_rss_mib.map(|mib| mib.to_string())),
             or_hole(self.converged.map(|yes| if yes { "converged" } else { "not converged" }.into())),
@@ -445,6 +474,29 @@ fn sd(values: &[f64]) -> Option<f64> {
 }
 
 #[cfg(test)]
+impl Row {
+    /// With low, mean and high mDice.
+    pub(super) fn of(method: &str, cases: usize, encoder: Option<usize>, mdice: Option<[f64; 3]>) -> Row {
+        Row {
+            method: method.into(),
+            size: Size::Cases(cases),
+            mdice: mdice.map(|[_, mean, _]| mean),
+            mdice_ci95: mdice.map(|[low, _, high]| [low, high]),
+            trained_encoder_parameters: encoder,
+            ..Row::default()
+        }
+    }
+}
+
+#[cfg(test)]
+impl Table {
+    pub(super) fn of(rows: Vec<Row>) -> Table {
+        let (missing, comparisons) = (Vec::new(), Vec::new());
+        Table { kind: "comparison", steps: None, trials: None, tuned_at: None, rows, comparisons, missing, n_cells: 0 }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -473,6 +525,9 @@ mod tests {
             converged,
             trained_parameters: 1_234_567,
             parameters: 10_000_000,
+            trained_encoder_parameters: Some(5000),
+            encoder_parameters: Some(1_000_000),
+            patch_bytes: Some(1025),
             seconds_per_step: Some(0.5),
             peak_rss_mib: Some(100),
             device: "cpu".into(),
@@ -508,7 +563,7 @@ mod tests {
         // In the row, the fourth case's mean is over the seed that has one.
         let row = first.row(3, 0);
         assert!((row.mdice.unwrap() - (0.4 + 0.675) / 2.0).abs() < 1e-12);
-        assert_eq!(row.fields()[5], "1,234,567");
+        assert_eq!(row.fields()[5..9], ["1,234,567", "0.50 %", "12.35 %", "2"]);
         assert!(row.fields()[2].ends_with("(2 of 3 seeds)"), "{:?}", row.fields());
         let comparison = Comparison { p_holm: Some(0.25), ..found };
         let sentence = comparison.sentence();
@@ -529,7 +584,7 @@ mod tests {
         let found = against(&of("gps", Some(true)), &of("full", None), 0);
         assert!(found.reason.unwrap().contains("missing"));
         let hole = group("full", Vec::new());
-        assert_eq!(hole.row(1, 0).fields()[2..].iter().filter(|f| *f == "–").count(), 8);
+        assert_eq!(hole.row(1, 0).fields()[2..].iter().filter(|f| *f == "–").count(), 10);
         assert!(against(&of("gps", Some(true)), &hole, 0).paired.is_none());
     }
 
