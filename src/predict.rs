@@ -265,3 +265,32 @@ pub fn logits_of(sam: &Sam, embedding: Embedding, size: usize) -> Tensor<4> {
     let decoded = sam.decode(embedding, &prompts, None, Masks::Single);
     bilinear(decoded.low_res, size, size)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_patch_of_before_there_was_a_scale_has_none() {
+        let now = serde_json::to_value(Preprocessing { spacing_mm: Some(1.40625), ..Preprocessing::new(128) }).unwrap();
+        assert_eq!(serde_json::from_value::<Preprocessing>(now.clone()).unwrap().spacing_mm, Some(1.40625));
+        let mut old = now;
+        old.as_object_mut().unwrap().remove("spacing_mm");
+        let read = serde_json::from_value::<Preprocessing>(old.clone()).unwrap();
+        assert_eq!(read, Preprocessing::new(128));
+        // And one without a scale is written as it was.
+        assert_eq!(serde_json::to_value(&read).unwrap(), old);
+        old["spacing"] = 1.into();
+        assert!(serde_json::from_value::<Preprocessing>(old).is_err(), "an unknown key is never passed over");
+    }
+
+    #[test]
+    fn a_prompt_is_told_from_the_corner_of_its_square() {
+        let prompts = Prompts { points: vec![(9.0, 3.0, PointLabel::Inside)], bounds: Some([8.0, 2.0, 11.0, 5.0]) };
+        assert_eq!(prompts.around(), [8.0, 2.0, 11.0, 5.0]);
+        // Twice as large at the network's scale.
+        let fitted = prompts.fitted(&Fit::at_scale(20, 8, 16, [2.0; 2], 1.0), [12, 0]);
+        assert_eq!(fitted.points, [(6.0, 6.0, PointLabel::Inside)]);
+        assert_eq!(fitted.bounds, Some([4.0, 4.0, 10.0, 10.0]));
+    }
+}
