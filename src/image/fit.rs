@@ -21,6 +21,10 @@ pub const MEAN: [f32; 3] = [123.675, 116.28, 103.53];
 /// SAM's channel standard deviations, in 0..255.
 pub const STD: [f32; 3] = [58.395, 57.12, 57.375];
 
+/// A slice that is larger than the square by so little is shrunk into it: `--augment mild` covers more, and four squares
+/// take four times as long.
+const SLACK: f64 = 1.1;
+
 /// Neighbouring squares over a picture that is larger than one lie at most two thirds of a side apart.
 const STEP: (usize, usize) = (2, 3);
 
@@ -54,8 +58,10 @@ impl Fit {
 
     /// How a slice whose pixels measure `pixel_mm` goes into a square whose pixels measure `mm`: each axis by its own.
     pub fn at_scale(width: usize, height: usize, size: usize, pixel_mm: [f64; 2], mm: f64) -> Fit {
-        let side = |n: usize, pixel: f64| ((n as f64 * pixel / mm + 0.5) as usize).max(1);
-        Fit { picture: [width, height], inner: [side(width, pixel_mm[0]), side(height, pixel_mm[1])], size }
+        let exact = [width as f64 * pixel_mm[0] / mm, height as f64 * pixel_mm[1] / mm];
+        let over = exact[0].max(exact[1]) / size as f64;
+        let shrink = if over > 1.0 && over <= SLACK { over } else { 1.0 };
+        Fit { picture: [width, height], inner: exact.map(|n| ((n / shrink + 0.5) as usize).max(1)), size }
     }
 
     /// Size of what one square shows of it.
@@ -184,6 +190,9 @@ mod tests {
         let fit = Fit::at_scale(122, 60, 128, [3.0; 2], 180.0 / 128.0);
         assert_eq!((fit.inner, fit.extent()), ([260, 128], [128, 128]));
         assert_eq!((fit.tiles(), fit.tile_count()), (vec![[0, 0], [66, 0], [132, 0]], 3));
+        // 105 × 63 go into a square of 100 as they are, but for a twentieth; 112 do not.
+        assert_eq!(Fit::at_scale(100, 60, 100, [1.05; 2], 1.0).inner, [100, 60]);
+        assert_eq!(Fit::at_scale(100, 60, 100, [1.12; 2], 1.0).inner, [112, 67]);
         // Smaller than a pixel is a pixel.
         assert_eq!(Fit::at_scale(4, 4, 8, [0.001; 2], 1.0).inner, [1, 1]);
     }
