@@ -119,10 +119,7 @@ impl Prompts {
 
     /// In the frame of the square at a corner.
     fn fitted(&self, fit: &Fit, corner: [usize; 2]) -> Prompt {
-        let point = |x: f32, y: f32| {
-            let (x, y) = fit.point(x, y);
-            (x - corner[0] as f32, y - corner[1] as f32)
-        };
+        let point = |x: f32, y: f32| fit.in_square(x, y, corner);
         let bounds = self.bounds.map(|[x0, y0, x1, y1]| {
             let ((x0, y0), (x1, y1)) = (point(x0, y0), point(x1, y1));
             [x0, y0, x1, y1]
@@ -288,9 +285,9 @@ mod tests {
     fn a_prompt_is_told_from_the_corner_of_its_square() {
         let prompts = Prompts { points: vec![(9.0, 3.0, PointLabel::Inside)], bounds: Some([8.0, 2.0, 11.0, 5.0]) };
         assert_eq!(prompts.around(), [8.0, 2.0, 11.0, 5.0]);
-        // Twice as large at the network's scale.
-        let fitted = prompts.fitted(&Fit::at_scale(20, 8, 16, [2.0; 2], 1.0), [12, 0]);
-        assert_eq!(fitted.points, [(6.0, 6.0, PointLabel::Inside)]);
-        assert_eq!(fitted.bounds, Some([4.0, 4.0, 10.0, 10.0]));
+        // Twice as large at the network's scale, 40 × 14 in a square of 16: one row of padding above and below.
+        let fitted = prompts.fitted(&Fit::at_scale(20, 7, 16, [2.0; 2], 1.0), [12, 0]);
+        assert_eq!(fitted.points, [(6.0, 7.0, PointLabel::Inside)]);
+        assert_eq!(fitted.bounds, Some([4.0, 5.0, 10.0, 11.0]));
     }
 }

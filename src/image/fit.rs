@@ -40,6 +40,8 @@ pub struct Fit {
     pub inner: [usize; 2],
     /// Side of the square.
     pub size: usize,
+    /// Padding to the left and above; the rest is to the right and below.
+    pub margin: [usize; 2],
 }
 
 impl Fit {
@@ -53,15 +55,17 @@ impl Fit {
                 [side(width), side(height)]
             }
         };
-        Fit { picture: [width, height], inner, size }
+        Fit { picture: [width, height], inner, size, margin: [0, 0] }
     }
 
     /// How a slice whose pixels measure `pixel_mm` goes into a square whose pixels measure `mm`: each axis by its own.
+    /// A smaller one lies in the middle, as patients lie in the middle of a scan, however wide its field is.
     pub fn at_scale(width: usize, height: usize, size: usize, pixel_mm: [f64; 2], mm: f64) -> Fit {
         let exact = [width as f64 * pixel_mm[0] / mm, height as f64 * pixel_mm[1] / mm];
         let over = exact[0].max(exact[1]) / size as f64;
         let shrink = if over > 1.0 && over <= SLACK { over } else { 1.0 };
-        Fit { picture: [width, height], inner: exact.map(|n| ((n / shrink + 0.5) as usize).max(1)), size }
+        let inner = exact.map(|n| ((n / shrink + 0.5) as usize).max(1));
+        Fit { picture: [width, height], inner, size, margin: inner.map(|n| size.saturating_sub(n) / 2) }
     }
 
     /// Size of what one square shows of it.
@@ -105,7 +109,14 @@ impl Fit {
         Some([corner(low.0, high.0, w, ex)?, corner(low.1, high.1, h, ey)?])
     }
 
-    /// A point of the picture in the scaled picture's frame: the square's, less the square's corner.
+    /// A point of the picture in the frame of the square at a corner.
+    pub fn in_square(&self, x: f32, y: f32, corner: [usize; 2]) -> (f32, f32) {
+        let (x, y) = self.point(x, y);
+        let place = |at: f32, axis: usize| at - corner[axis] as f32 + self.margin[axis] as f32;
+        (place(x, 0), place(y, 1))
+    }
+
+    /// A point of the picture in the scaled picture's frame.
     pub fn point(&self, x: f32, y: f32) -> (f32, f32) {
         (x * self.inner[0] as f32 / self.picture[0] as f32, y * self.inner[1] as f32 / self.picture[1] as f32)
     }
@@ -140,11 +151,11 @@ impl Fit {
 
     /// RGB bytes of `extent` as the network's input: normalised, then zero-padded, `[3, size, size]` row-major.
     pub fn normalised(&self, rgb: &[u8]) -> Vec<f32> {
-        let [w, h] = self.extent();
+        let ([w, h], [left, above]) = (self.extent(), self.margin);
         let mut out = vec![0f32; 3 * self.size * self.size];
         for (c, plane) in out.chunks_mut(self.size * self.size).enumerate() {
             for y in 0..h {
-                let row = &mut plane[y * self.size..y * self.size + w];
+                let row = &mut plane[(above + y) * self.size + left..][..w];
                 for (x, value) in row.iter_mut().enumerate() {
                     *value = (f32::from(rgb[3 * (y * w + x) + c]) - MEAN[c]) / STD[c];
                 }
@@ -185,7 +196,8 @@ mod tests {
         // 100 × 60 pixels of 0.8 × 2 mm are 80 × 120 mm; at 1.5 mm: 53.3 and 80.
         let fit = Fit::at_scale(100, 60, 128, [0.8, 2.0], 1.5);
         assert_eq!((fit.inner, fit.extent(), fit.tiles()), ([53, 80], [53, 80], vec![[0, 0]]));
-        assert_eq!(fit.point(50.0, 30.0), (26.5, 40.0), "the middle stays in the middle");
+        assert_eq!((fit.margin, fit.point(50.0, 30.0)), ([37, 24], (26.5, 40.0)));
+        assert_eq!(fit.in_square(50.0, 30.0, [0, 0]), (63.5, 64.0), "the middle is in the middle");
         // 366 mm and 180 mm at 180 / 128 mm: 260.3 and 128 pixels. Two steps of at most 85 cross the 132 beyond a square.
         let fit = Fit::at_scale(122, 60, 128, [3.0; 2], 180.0 / 128.0);
         assert_eq!((fit.inner, fit.extent()), ([260, 128], [128, 128]));
@@ -210,7 +222,7 @@ mod tests {
 
     #[test]
     fn a_part_is_cut_from_its_corner() {
-        let fit = Fit { picture: [3, 3], inner: [3, 3], size: 2 };
+        let fit = Fit::at_scale(3, 3, 2, [1.0; 2], 1.0);
         let rgb: Vec<u8> = (0..9).flat_map(|v| [v; 3]).collect();
         assert_eq!(fit.part(&rgb, [1, 1]), [4, 4, 4, 5, 5, 5, 7, 7, 7, 8, 8, 8]);
     }
@@ -222,6 +234,15 @@ mod tests {
         let pixels = fit.normalised(&fit.resized(&picture).unwrap());
         assert_eq!(&pixels[8..16], &[0.0; 8], "rows below the picture");
         assert!((pixels[0] - (255.0 - MEAN[0]) / STD[0]).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_small_slice_lies_in_the_middle() {
+        let fit = Fit::at_scale(2, 1, 4, [1.0; 2], 1.0);
+        let pixels = fit.normalised(&[255; 6]);
+        // One pixel to the left and to the right, one row above and two below.
+        let white: Vec<usize> = (0..16).filter(|i| pixels[*i] != 0.0).collect();
+        assert_eq!(white, [5, 6]);
     }
 
     #[test]

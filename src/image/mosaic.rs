@@ -61,8 +61,8 @@ mod tests {
 
     #[test]
     fn a_constant_stays_itself_and_every_pixel_is_covered() {
-        for inner in [[8, 8], [9, 3], [20, 31], [64, 8]] {
-            let fit = Fit { picture: inner, inner, size: 8 };
+        for inner in [[8, 8], [10, 3], [20, 31], [64, 8]] {
+            let fit = Fit::at_scale(inner[0], inner[1], 8, [1.0; 2], 1.0);
             let mut mosaic = Mosaic::new(&fit);
             let [w, h] = fit.extent();
             fit.tiles().into_iter().for_each(|corner| mosaic.add(corner, &vec![0.5; w * h]));

@@ -176,12 +176,12 @@ impl Sample {
     }
 
     /// The mask of the square at a corner; padding is background.
-    fn mask_at(&self, [left, top]: [usize; 2]) -> Vec<u8> {
-        let ([w, h], size) = (self.fit.extent(), self.fit.size);
+    fn mask_at(&self, corner: [usize; 2]) -> Vec<u8> {
+        let ([w, h], [left, above], size) = (self.fit.extent(), self.fit.margin, self.fit.size);
         let mut out = vec![0; size * size];
         for y in 0..h {
-            let row = (top + y) * self.fit.inner[0] + left;
-            out[y * size..y * size + w].copy_from_slice(&self.mask[row..row + w]);
+            let row = (corner[1] + y) * self.fit.inner[0] + corner[0];
+            out[(above + y) * size + left..][..w].copy_from_slice(&self.mask[row..row + w]);
         }
         out
     }
@@ -228,8 +228,8 @@ pub fn draw(samples: &[Sample], chosen: &[usize], augment: Augment, seed: u64, e
         })
         .collect();
     let inside = |sample: &Sample, pixel: usize| {
-        let [w, h] = sample.fit.extent();
-        pixel % size < w && pixel / size < h
+        let ([w, h], [left, above]) = (sample.fit.extent(), sample.fit.margin);
+        (left..left + w).contains(&(pixel % size)) && (above..above + h).contains(&(pixel / size))
     };
     let valid = chosen.iter().flat_map(|i| (0..area).map(|p| f32::from(u8::from(inside(&samples[*i], p)))));
     Drawn {
@@ -300,6 +300,7 @@ impl Change {
     /// brings in comes from the sample around the square; outside of the sample is black and background.
     fn apply(&self, sample: &Sample, corner: [usize; 2]) -> (Vec<u8>, Vec<u8>) {
         let ([w, h], [width, height], size) = (sample.fit.extent(), sample.fit.inner, sample.fit.size);
+        let [left, above] = sample.fit.margin;
         let (cx, cy) = ((w as f32 - 1.0) / 2.0, (h as f32 - 1.0) / 2.0);
         let (mx, my) = (cx + corner[0] as f32, cy + corner[1] as f32);
         let mut rgb = vec![0u8; 3 * w * h];
@@ -312,7 +313,7 @@ impl Change {
                 if sx < 0.0 || sy < 0.0 || sx > (width - 1) as f32 || sy > (height - 1) as f32 {
                     continue;
                 }
-                mask[y * size + x] = sample.mask[(sy + 0.5) as usize * width + (sx + 0.5) as usize];
+                mask[(above + y) * size + left + x] = sample.mask[(sy + 0.5) as usize * width + (sx + 0.5) as usize];
                 let (x0, y0) = (sx as usize, sy as usize);
                 let (x1, y1) = ((x0 + 1).min(width - 1), (y0 + 1).min(height - 1));
                 let (fx, fy) = (sx - x0 as f32, sy - y0 as f32);
@@ -382,6 +383,19 @@ mod tests {
         assert!((202..=261).contains(&seen), "{seen}");
         assert_eq!(sample.corner(5, 7, 3), corners[7]);
         assert_eq!(square().corner(5, 7, 3), [0, 0]);
+    }
+
+    #[test]
+    fn the_padding_of_a_small_slice_is_not_valid() {
+        // 2 × 4 pixels in the middle of a square of 4: one column to each side.
+        let picture = Picture { width: 2, height: 4, rgb: vec![255; 24] };
+        let mask = Labels { grid: Grid::picture(2, 4), voxels: vec![1; 8] };
+        let samples = [sample_at(Fit::at_scale(2, 4, 4, [1.0; 2], 1.0), &picture, &mask).unwrap()];
+        let still = Change { turn: [1.0, 0.0, 0.0, 1.0], shift: [0.0; 2], gain: [1.0; 3], offset: 0.0 };
+        assert_eq!(still.apply(&samples[0], [0, 0]).1, samples[0].mask_at([0, 0]));
+        let drawn = draw(&samples, &[0], Augment::Off, 0, 0);
+        let columns = [0.0, 1.0, 1.0, 0.0].repeat(4);
+        assert_eq!((drawn.valid, drawn.target), (columns.clone(), columns));
     }
 
     #[test]

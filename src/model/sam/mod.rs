@@ -76,7 +76,7 @@ pub fn logits_fullsize(low_res: Tensor<4>, fit: &Fit) -> Tensor<4> {
 /// `[1, masks, 4s, 4s]` → `[1, masks, h, w]` of `fit.extent()`.
 pub fn logits_shown(low_res: Tensor<4>, fit: &Fit) -> Tensor<4> {
     let [b, m, _, _] = low_res.dims();
-    let [w, h] = fit.extent();
+    let ([w, h], [left, above]) = (fit.extent(), fit.margin);
     let square = bilinear(low_res, fit.size, fit.size);
-    if [w, h] == [fit.size; 2] { square } else { square.slice([0..b, 0..m, 0..h, 0..w]) }
+    if [w, h] == [fit.size; 2] { square } else { square.slice([0..b, 0..m, above..above + h, left..left + w]) }
 }
