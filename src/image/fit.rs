@@ -103,7 +103,8 @@ impl Fit {
         let (low, high) = (self.point(x0, y0), self.point(x1, y1));
         let corner = |low: f32, high: f32, n: usize, extent: usize| {
             let middle = (low + high) / 2.0 - extent as f32 / 2.0;
-            (high - low <= extent as f32).then(|| (middle.max(0.0).round() as usize).min(n - extent))
+            // A part of a pixel more, by rounding, is not larger.
+            ((high - low) as usize <= extent).then(|| (middle.max(0.0).round() as usize).min(n - extent))
         };
         let ([w, h], [ex, ey]) = (self.inner, self.extent());
         Some([corner(low.0, high.0, w, ex)?, corner(low.1, high.1, h, ey)?])
@@ -218,6 +219,8 @@ mod tests {
         assert_eq!(fit.tile_around([0.0, 0.0, 0.0, 0.0]), Some([0, 0]));
         assert_eq!(fit.tile_around([19.0, 7.0, 19.0, 7.0]), Some([24, 0]));
         assert_eq!(fit.tile_around([2.0, 0.0, 11.0, 1.0]), None, "18 pixels do not fit into 16");
+        let whole = Fit::at_scale(31, 29, 16, [0.5; 2], 1.0);
+        assert_eq!(whole.tile_around([0.0, 0.0, 31.0, 29.0]), Some([0, 0]));
     }
 
     #[test]
