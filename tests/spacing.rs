@@ -37,11 +37,11 @@ fn stretched(volume: &Volume, axis: usize) -> Volume {
 fn dice(a: &[f32], b: &[f32], grid: &Grid, axis: usize) -> f64 {
     let [ni, nj, _] = grid.shape;
     let (mut both, mut either) = (0, 0);
-    for n in 0..b.len() {
+    for (n, p) in b.iter().enumerate() {
         let mut at = [n % ni, n / ni % nj, n / (ni * nj)];
         at[axis] /= 2;
         let (wide, high) = if axis == 0 { (ni / 2, nj) } else { (ni, if axis == 1 { nj / 2 } else { nj }) };
-        let (x, y) = (a[at[0] + wide * (at[1] + high * at[2])] >= 0.5, b[n] >= 0.5);
+        let (x, y) = (a[at[0] + wide * (at[1] + high * at[2])] >= 0.5, *p >= 0.5);
         both += usize::from(x && y);
         either += usize::from(x) + usize::from(y);
     }
