@@ -5,7 +5,7 @@
 
 `aorta`: an angiography of the chest (1.5 mm, 180 x 189 mm), lower part of the vessel to learn, upper part to validate; tested on
 another patient's CT of the belly without contrast medium (3 mm, 366 x 303 mm). `vertebra`: the other way round, the spine of
-the belly CT below and above L1/T12; tested on the slices of the angiography through T12, the only vertebra with a mask there.
+the belly CT, lower part to learn, upper part to validate; tested on the slices of the angiography through T12, the only vertebra with a mask there.
 Needs numpy and nibabel.
 """
 
