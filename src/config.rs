@@ -4,7 +4,7 @@
 //! configuration is written into every run.
 
 use crate::error::{Error, Result, nearest};
-use crate::image::{Axis, Resize, Window};
+use crate::image::{Axis, Resize, Spacing, Window};
 use crate::method::{self, Budget, Group, OtherScores, Score, Settings, Train};
 use crate::predict::Preprocessing;
 use crate::train::batch::Augment;
@@ -90,6 +90,9 @@ pub struct Config {
     pub axis: Axis,
     /// `auto`, a name or `LO,HI`.
     pub window: Window,
+    /// `auto`, `off` or millimetres: the scale at which volumes are shown. A run of before there was one has none.
+    #[serde(default = "Spacing::off")]
+    pub spacing: Spacing,
     /// Channel of volumes with several.
     pub channel: usize,
     /// Neighbour slices shown as colours.
@@ -149,6 +152,7 @@ impl Default for Config {
             patience: 8,
             axis: Axis::Auto,
             window: Window::Auto,
+            spacing: Spacing::Auto,
             channel: 0,
             context: 0,
             labels: Vec::new(),
@@ -342,7 +346,7 @@ impl Config {
         Ok(self)
     }
 
-    /// How cases are brought into a network of this size.
+    /// How cases are brought into a network of this size; the scale of `--spacing auto` is still to be found.
     pub fn preprocessing(&self, image_size: usize) -> Preprocessing {
         Preprocessing {
             resize: self.resize,
@@ -389,6 +393,11 @@ impl Config {
         }
         if self.threshold.is_some_and(|t| !(0.0..=1.0).contains(&t)) {
             return wrong("--threshold must lie between 0 and 1".into());
+        }
+        if matches!(self.spacing, Spacing::Mm(_)) && self.resize == Resize::Square {
+            return wrong(
+                "--spacing MM and --resize square exclude each other: one keeps the scale, one fills the square".into(),
+            );
         }
         if self.folds.is_some() != self.fold.is_some() {
             return wrong("--folds N and --fold I go together".into());
@@ -480,6 +489,9 @@ fn check_type(key: &str, value: Value, from: &str) -> Result<Value> {
         "window" => {
             shown.parse::<Window>().map_err(renamed)?;
         }
+        "spacing" => {
+            shown.parse::<Spacing>().map_err(renamed)?;
+        }
         "axis" => {
             shown.parse::<Axis>().map_err(renamed)?;
         }
@@ -549,6 +561,20 @@ mod tests {
         let file = folder.path().join("config.toml");
         std::fs::write(&file, config.to_toml().unwrap()).unwrap();
         assert_eq!(Config::load(&file).unwrap(), config);
+    }
+
+    #[test]
+    fn a_spacing_is_a_word_or_a_number_and_old_runs_have_none() {
+        let set = |text: &str| Config::resolve(None, &[], &[format!("spacing={text}")], &flags("{}"));
+        assert_eq!(set("1.5").unwrap().spacing, Spacing::Mm(1.5));
+        assert_eq!(set("off").unwrap().spacing, Spacing::Off);
+        assert_eq!(set("0").unwrap_err().kind.exit_code(), 2);
+        assert!(set("of").unwrap_err().hint.unwrap().contains("`off`"));
+        let square = ["spacing=1.5".to_string(), "resize=square".to_string()];
+        assert!(Config::resolve(None, &[], &square, &flags("{}")).unwrap_err().message.contains("--resize square"));
+        assert_eq!(Config::default().spacing, Spacing::Auto);
+        let old = Config::default().to_toml().unwrap().replace("spacing = \"auto\"\n", "");
+        assert_eq!(toml::from_str::<Config>(&old).unwrap().spacing, Spacing::Off);
     }
 
     #[test]

@@ -133,6 +133,7 @@ fn patch(path: &Path) -> Result<Value> {
         "n_tensors": patch.deltas.len(),
         "bytes": bytes,
         "threshold": f64::from(patch.about.threshold),
+        "spacing_mm": patch.about.preprocessing.spacing_mm,
         "preprocessing": serde_json::to_value(&patch.about.preprocessing).unwrap_or(Value::Null),
     }))
 }
@@ -157,6 +158,7 @@ fn run(path: &Path) -> Result<Value> {
         "train": count("train"),
         "validation": count("validation"),
         "test": count("test"),
+        "spacing_mm": record["spacing_mm"],
         "mDice": metrics["mDice"],
         "mIoU": metrics["mIoU"],
         "base_sha256": record["base"]["sha256"],

@@ -21,15 +21,27 @@ pub const MEAN: [f32; 3] = [123.675, 116.28, 103.53];
 /// SAM's channel standard deviations, in 0..255.
 pub const STD: [f32; 3] = [58.395, 57.12, 57.375];
 
+/// A slice that is larger than the square by so little is shrunk into it: `--augment mild` covers more, and four squares
+/// take four times as long.
+const SLACK: f64 = 1.1;
+
+/// Neighbouring squares over a picture that is larger than one lie at most two thirds of a side apart.
+const STEP: (usize, usize) = (2, 3);
+
 /// Where a picture of one size lies in the network's square: the only place that converts between the two frames.
+///
+/// A slice at a physical scale may be larger than the square: then each square shows a part of it, named by the part's
+/// corner in the scaled picture.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Fit {
     /// Size of the picture, width and height.
     pub picture: [usize; 2],
-    /// Size of its image in the square.
+    /// Size of the picture at the network's scale.
     pub inner: [usize; 2],
     /// Side of the square.
     pub size: usize,
+    /// Padding to the left and above; the rest is to the right and below.
+    pub margin: [usize; 2],
 }
 
 impl Fit {
@@ -43,15 +55,74 @@ impl Fit {
                 [side(width), side(height)]
             }
         };
-        Fit { picture: [width, height], inner, size }
+        Fit { picture: [width, height], inner, size, margin: [0, 0] }
     }
 
-    /// A point of the picture in the square's frame.
+    /// How a slice whose pixels measure `pixel_mm` goes into a square whose pixels measure `mm`: each axis by its own.
+    /// A smaller one lies in the middle, as patients lie in the middle of a scan, however wide its field is.
+    pub fn at_scale(width: usize, height: usize, size: usize, pixel_mm: [f64; 2], mm: f64) -> Fit {
+        let exact = [width as f64 * pixel_mm[0] / mm, height as f64 * pixel_mm[1] / mm];
+        let over = exact[0].max(exact[1]) / size as f64;
+        let shrink = if over > 1.0 && over <= SLACK { over } else { 1.0 };
+        let inner = exact.map(|n| ((n / shrink + 0.5) as usize).max(1));
+        Fit { picture: [width, height], inner, size, margin: inner.map(|n| size.saturating_sub(n) / 2) }
+    }
+
+    /// Size of what one square shows of it.
+    pub fn extent(&self) -> [usize; 2] {
+        self.inner.map(|n| n.min(self.size))
+    }
+
+    /// Whether one square shows all of it.
+    pub fn is_whole(&self) -> bool {
+        self.extent() == self.inner
+    }
+
+    /// Squares along each axis.
+    fn counts(&self) -> [usize; 2] {
+        let step = (self.size * STEP.0 / STEP.1).max(1);
+        self.inner.map(|n| 1 + n.saturating_sub(self.size).div_ceil(step))
+    }
+
+    /// Number of squares that cover it.
+    pub fn tile_count(&self) -> usize {
+        self.counts()[0].saturating_mul(self.counts()[1])
+    }
+
+    /// Corners of squares that cover it, evenly spaced.
+    pub fn tiles(&self) -> Vec<[usize; 2]> {
+        let ([nx, ny], [ex, ey]) = (self.counts(), self.extent());
+        let at = |i: usize, n: usize, room: usize| if n == 1 { 0 } else { i * room / (n - 1) };
+        let row = |y: usize| (0..nx).map(move |x| [at(x, nx, self.inner[0] - ex), y]);
+        (0..ny).flat_map(|y| row(at(y, ny, self.inner[1] - ey))).collect()
+    }
+
+    /// Corner of the square with this box of the picture, x0, y0, x1, y1, in its middle (at the picture's edge, as near
+    /// as it goes); `None` when the box is larger than a square.
+    pub fn tile_around(&self, [x0, y0, x1, y1]: [f32; 4]) -> Option<[usize; 2]> {
+        let (low, high) = (self.point(x0, y0), self.point(x1, y1));
+        let corner = |low: f32, high: f32, n: usize, extent: usize| {
+            let middle = (low + high) / 2.0 - extent as f32 / 2.0;
+            // A part of a pixel more, by rounding, is not larger.
+            ((high - low) as usize <= extent).then(|| (middle.max(0.0).round() as usize).min(n - extent))
+        };
+        let ([w, h], [ex, ey]) = (self.inner, self.extent());
+        Some([corner(low.0, high.0, w, ex)?, corner(low.1, high.1, h, ey)?])
+    }
+
+    /// A point of the picture in the frame of the square at a corner.
+    pub fn in_square(&self, x: f32, y: f32, corner: [usize; 2]) -> (f32, f32) {
+        let (x, y) = self.point(x, y);
+        let place = |at: f32, axis: usize| at - corner[axis] as f32 + self.margin[axis] as f32;
+        (place(x, 0), place(y, 1))
+    }
+
+    /// A point of the picture in the scaled picture's frame.
     pub fn point(&self, x: f32, y: f32) -> (f32, f32) {
         (x * self.inner[0] as f32 / self.picture[0] as f32, y * self.inner[1] as f32 / self.picture[1] as f32)
     }
 
-    /// The picture resized (Pillow's antialiased bilinear), not yet padded: RGB bytes of `inner`.
+    /// The picture resized (Pillow's antialiased bilinear): RGB bytes of `inner`.
     ///
     /// # Errors
     /// A data error for a picture without pixels.
@@ -72,21 +143,20 @@ impl Fit {
         Ok(target.into_vec())
     }
 
-    /// The network's input: normalised, then zero-padded, `[3, size, size]` row-major.
-    ///
-    /// # Errors
-    /// A data error for a picture without pixels.
-    pub fn pixels(&self, picture: &Picture) -> Result<Vec<f32>> {
-        Ok(self.normalised(&self.resized(picture)?))
+    /// What the square at a corner shows of the RGB bytes of `inner`: bytes of `extent`.
+    pub fn part(&self, rgb: &[u8], corner: [usize; 2]) -> Vec<u8> {
+        let [w, h] = self.extent();
+        let row = |y: usize| 3 * ((corner[1] + y) * self.inner[0] + corner[0]);
+        (0..h).flat_map(|y| rgb[row(y)..row(y) + 3 * w].iter().copied()).collect()
     }
 
-    /// RGB bytes of `inner` as the network's input, `[3, size, size]`.
+    /// RGB bytes of `extent` as the network's input: normalised, then zero-padded, `[3, size, size]` row-major.
     pub fn normalised(&self, rgb: &[u8]) -> Vec<f32> {
-        let [w, h] = self.inner;
+        let ([w, h], [left, above]) = (self.extent(), self.margin);
         let mut out = vec![0f32; 3 * self.size * self.size];
         for (c, plane) in out.chunks_mut(self.size * self.size).enumerate() {
             for y in 0..h {
-                let row = &mut plane[y * self.size..y * self.size + w];
+                let row = &mut plane[(above + y) * self.size + left..][..w];
                 for (x, value) in row.iter_mut().enumerate() {
                     *value = (f32::from(rgb[3 * (y * w + x) + c]) - MEAN[c]) / STD[c];
                 }
@@ -95,18 +165,15 @@ impl Fit {
         out
     }
 
-    /// A mask in the square's frame: nearest neighbour at pixel centres, 1 where the label is not 0 (`[size, size]`).
-    /// Padding is 0.
+    /// A mask at the network's scale, as large as `inner`: nearest neighbour at pixel centres, 1 where the label is not 0.
     pub fn mask(&self, mask: &Labels) -> Vec<u8> {
         let [w, h] = self.inner;
         let [width, height] = self.picture;
-        let mut out = vec![0u8; self.size * self.size];
+        let mut out = Vec::with_capacity(w * h);
         let source = |i: usize, inner: usize, outer: usize| ((2 * i + 1) * outer / (2 * inner)).min(outer - 1);
         for y in 0..h {
             let row = source(y, h, height) * width;
-            for x in 0..w {
-                out[y * self.size + x] = u8::from(mask.voxels[row + source(x, w, width)] != 0);
-            }
+            out.extend((0..w).map(|x| u8::from(mask.voxels[row + source(x, w, width)] != 0)));
         }
         out
     }
@@ -126,12 +193,59 @@ mod tests {
     }
 
     #[test]
+    fn a_slice_at_a_scale_has_its_size_in_millimetres() {
+        // 100 × 60 pixels of 0.8 × 2 mm are 80 × 120 mm; at 1.5 mm: 53.3 and 80.
+        let fit = Fit::at_scale(100, 60, 128, [0.8, 2.0], 1.5);
+        assert_eq!((fit.inner, fit.extent(), fit.tiles()), ([53, 80], [53, 80], vec![[0, 0]]));
+        assert_eq!((fit.margin, fit.point(50.0, 30.0)), ([37, 24], (26.5, 40.0)));
+        assert_eq!(fit.in_square(50.0, 30.0, [0, 0]), (63.5, 64.0), "the middle is in the middle");
+        // 366 mm and 180 mm at 180 / 128 mm: 260.3 and 128 pixels. Two steps of at most 85 cross the 132 beyond a square.
+        let fit = Fit::at_scale(122, 60, 128, [3.0; 2], 180.0 / 128.0);
+        assert_eq!((fit.inner, fit.extent()), ([260, 128], [128, 128]));
+        assert_eq!((fit.tiles(), fit.tile_count()), (vec![[0, 0], [66, 0], [132, 0]], 3));
+        // 105 × 63 go into a square of 100 as they are, but for a twentieth; 112 do not.
+        assert_eq!(Fit::at_scale(100, 60, 100, [1.05; 2], 1.0).inner, [100, 60]);
+        assert_eq!(Fit::at_scale(100, 60, 100, [1.12; 2], 1.0).inner, [112, 67]);
+        // Smaller than a pixel is a pixel.
+        assert_eq!(Fit::at_scale(4, 4, 8, [0.001; 2], 1.0).inner, [1, 1]);
+    }
+
+    #[test]
+    fn a_square_around_a_box_keeps_to_the_picture() {
+        // Twice as large at the network's scale: 40 × 16 in a square of 16.
+        let fit = Fit::at_scale(20, 8, 16, [2.0; 2], 1.0);
+        // 9..11 is 18..22: the middle, 20, less half a square.
+        assert_eq!(fit.tile_around([9.0, 3.0, 11.0, 5.0]), Some([12, 0]));
+        assert_eq!(fit.tile_around([0.0, 0.0, 0.0, 0.0]), Some([0, 0]));
+        assert_eq!(fit.tile_around([19.0, 7.0, 19.0, 7.0]), Some([24, 0]));
+        assert_eq!(fit.tile_around([2.0, 0.0, 11.0, 1.0]), None, "18 pixels do not fit into 16");
+        let whole = Fit::at_scale(31, 29, 16, [0.5; 2], 1.0);
+        assert_eq!(whole.tile_around([0.0, 0.0, 31.0, 29.0]), Some([0, 0]));
+    }
+
+    #[test]
+    fn a_part_is_cut_from_its_corner() {
+        let fit = Fit::at_scale(3, 3, 2, [1.0; 2], 1.0);
+        let rgb: Vec<u8> = (0..9).flat_map(|v| [v; 3]).collect();
+        assert_eq!(fit.part(&rgb, [1, 1]), [4, 4, 4, 5, 5, 5, 7, 7, 7, 8, 8, 8]);
+    }
+
+    #[test]
     fn padding_is_zero_after_normalising() {
         let picture = Picture { width: 4, height: 2, rgb: vec![255; 24] };
         let fit = Fit::new(4, 2, 4, Resize::LongestSide);
-        let pixels = fit.pixels(&picture).unwrap();
+        let pixels = fit.normalised(&fit.resized(&picture).unwrap());
         assert_eq!(&pixels[8..16], &[0.0; 8], "rows below the picture");
         assert!((pixels[0] - (255.0 - MEAN[0]) / STD[0]).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_small_slice_lies_in_the_middle() {
+        let fit = Fit::at_scale(2, 1, 4, [1.0; 2], 1.0);
+        let pixels = fit.normalised(&[255; 6]);
+        // One pixel to the left and to the right, one row above and two below.
+        let white: Vec<usize> = (0..16).filter(|i| pixels[*i] != 0.0).collect();
+        assert_eq!(white, [5, 6]);
     }
 
     #[test]

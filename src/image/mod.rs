@@ -2,12 +2,16 @@
 
 pub mod fit;
 mod grid;
+mod mosaic;
 mod slice;
+mod spacing;
 mod window;
 
 pub use fit::{Fit, Resize};
 pub use grid::{Direction, Grid};
+pub use mosaic::Mosaic;
 pub use slice::{Axis, SliceFrame, cut, cut_labels, paste};
+pub use spacing::Spacing;
 pub use window::{Levels, PRESETS, Preset, Window};
 
 /// Intensities on a grid: `f32` after slope and intercept, first axis fastest (`i + ni * (j + nj * k)`).

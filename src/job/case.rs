@@ -2,9 +2,9 @@
 
 use crate::data::Form;
 use crate::error::Result;
-use crate::image::{Axis, Grid, Labels, Picture, SliceFrame, Volume};
+use crate::image::{Grid, Labels, Picture, SliceFrame, Volume};
 use crate::io::{nifti, picture as pictures};
-use crate::predict::{Predictor, Prompts};
+use crate::predict::{Predictor, Preprocessing, Prompts};
 use std::path::{Path, PathBuf};
 
 /// A picture, or a volume with the header its result must carry.
@@ -46,11 +46,14 @@ impl Input {
         }
     }
 
-    /// Pictures that the network sees of it.
-    pub fn pictures(&self, axis: Axis) -> usize {
+    /// Pictures that the network sees of it: of a volume, the squares that cover each slice.
+    pub fn pictures(&self, preprocessing: &Preprocessing) -> usize {
         match self {
             Input::Picture(_) => 1,
-            Input::Volume(volume, _) => SliceFrame::new(&volume.grid, axis).count(),
+            Input::Volume(volume, _) => {
+                let frame = SliceFrame::new(&volume.grid, preprocessing.axis);
+                frame.count() * preprocessing.fit_slices(&frame).map_or(1, |fit| fit.tile_count())
+            }
         }
     }
 

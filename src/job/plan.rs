@@ -32,7 +32,7 @@ pub fn run(config: Config, progress: &Progress) -> Result<Value> {
     let (parameters, _) = checkpoint::counts(&specs);
     let mut memory = Memory { data: ready.bytes(), weights: 4 * parameters as u64, ..Memory::default() };
     let Ready { preprocessing, samples, validation, given } = ready;
-    let size = preprocessing.image_size;
+    let (size, spacing_mm) = (preprocessing.image_size, preprocessing.spacing_mm);
     let mut sam = base.into_sam(&device.device);
 
     let sums = select::sums(&config);
@@ -87,6 +87,7 @@ pub fn run(config: Config, progress: &Progress) -> Result<Value> {
         "dataset": splits.dataset.name,
         "device": device.name,
         "image_size": size,
+        "spacing_mm": spacing_mm,
         "batch": options.batch,
         "samples": samples.len(),
         "steps": if options.minutes.is_some() { None } else { Some(steps) },

@@ -138,6 +138,18 @@ fn tell_channel(input: &Path, channel: usize, progress: &Progress) -> bool {
     }
 }
 
+/// Says that the slices of a volume take several squares each: it takes as many times as long.
+fn tell_squares(name: &str, case: &Input, preprocessing: &Preprocessing, progress: &Progress) {
+    let Input::Volume(volume, _) = case else { return };
+    let frame = SliceFrame::new(&volume.grid, preprocessing.axis);
+    if let (Some(mm), Ok(fit)) = (preprocessing.spacing_mm, preprocessing.fit_slices(&frame))
+        && !fit.is_whole()
+    {
+        progress
+            .line(format!("{name}: at the run's {mm:.4} mm a slice takes {} overlapping squares", fit.tile_count()));
+    }
+}
+
 /// Inputs and where each result goes, checked before the first is read.
 fn plan(request: &Request) -> Result<Vec<(PathBuf, PathBuf)>> {
     let mut jobs = Vec::new();
@@ -342,6 +354,7 @@ fn one(
         Some(by_slice) => by_slice.get(&slice).cloned(),
     };
     let name = stem(input);
+    tell_squares(&name, &case, preprocessing, progress);
     let probabilities = case.probabilities(predictor, prompt_of, |done, of| {
         if of > 1 {
             progress.at(done, format!("{name} of {of}"))

@@ -1,8 +1,10 @@
 //! `select`: which weights matter, from the gradients of the training cases.
 
 use crate::config::Config;
-use crate::data::{self, Splits};
+use crate::data::{self, Form, Splits};
 use crate::error::{Error, Result};
+use crate::image::{Resize, SliceFrame, Spacing};
+use crate::io::nifti;
 use crate::job::{base, forecast};
 use crate::method::{self, Rule, Score};
 use crate::model::checkpoint::Checkpoint;
@@ -95,7 +97,62 @@ pub fn check_foreground(
     Ok(())
 }
 
-/// How cases are brought into this network.
+/// The configuration with what is left to the method filled in; pictures have no scale.
+///
+/// # Errors
+/// As [`Config::settled`].
+pub fn settled(config: Config, form: Form) -> Result<Config> {
+    let config = config.settled()?;
+    Ok(match form {
+        Form::Pictures => Config { spacing: Spacing::Off, ..config },
+        Form::Volumes => config,
+    })
+}
+
+/// As [`preprocessing`], at the scale that the configuration asks for: `auto` looks at the training cases alone.
+///
+/// # Errors
+/// As [`preprocessing`]; a data error for a header that cannot be read.
+pub fn preprocessing_at_scale(config: &Config, sam: &SamConfig, splits: &Splits) -> Result<Preprocessing> {
+    let mut preprocessing = preprocessing(config, sam)?;
+    preprocessing.spacing_mm = match (splits.dataset.form, config.spacing, config.resize) {
+        (Form::Pictures, ..) | (_, Spacing::Off, _) | (_, Spacing::Auto, Resize::Square) => None,
+        (Form::Volumes, Spacing::Mm(mm), _) => Some(mm),
+        (Form::Volumes, Spacing::Auto, Resize::LongestSide) => {
+            let mut longest = 0f64;
+            for case in &splits.train {
+                let frame = SliceFrame::new(&nifti::read_header(&case.image)?.grid, config.axis);
+                let [x, y] = frame.pixel_spacing_mm();
+                longest = longest.max(x * frame.width() as f64).max(y * frame.height() as f64);
+            }
+            Some((longest / preprocessing.image_size as f64) as f32)
+        }
+    };
+    match preprocessing.spacing_mm {
+        Some(mm) if !(mm > 0.0 && mm.is_finite()) => {
+            Err(Error::data("the training volumes' spacing gives no scale for the network's square")
+                .at(&splits.dataset.root)
+                .hint("look at their spacing with `segft info`, or give --spacing MM or off"))
+        }
+        _ => Ok(preprocessing),
+    }
+}
+
+/// Says at which scale volumes are shown.
+pub fn tell_spacing(preprocessing: &Preprocessing, config: &Config, form: Form, progress: &Progress) {
+    match (form, preprocessing.spacing_mm, config.spacing) {
+        (Form::Pictures, ..) => {}
+        (_, Some(mm), Spacing::Auto) => {
+            progress.line(format!("spacing      {mm:.4} mm a pixel of the network's square: every training slice fits"))
+        }
+        (_, Some(mm), _) => progress.line(format!("spacing      {mm:.4} mm a pixel of the network's square, as given")),
+        (_, None, _) => {
+            progress.line("spacing      off: every slice fills the network's square, whatever its millimetres")
+        }
+    }
+}
+
+/// How cases are brought into this network, but for the scale of volumes.
 ///
 /// # Errors
 /// A usage error when the size is no whole number of patches.
@@ -127,7 +184,8 @@ pub fn run(config: &Config, to: &Path, progress: &Progress) -> Result<Selection>
     if let Some(warning) = base::warning(&checkpoint) {
         progress.warn(warning);
     }
-    let preprocessing = preprocessing(config, &checkpoint.config)?;
+    let preprocessing = preprocessing_at_scale(config, &checkpoint.config, &splits)?;
+    tell_spacing(&preprocessing, config, splits.dataset.form, progress);
     let samples = batch::load(&splits.train, splits.dataset.form, &preprocessing)?;
     check_foreground(&samples, &splits, &preprocessing, progress)?;
     let about = about(&checkpoint);

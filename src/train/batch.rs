@@ -10,14 +10,14 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-/// One picture or slice at the network's size, with its mask.
+/// One picture or slice at the network's scale, with its mask. One larger than the square is shown in parts.
 #[derive(Debug, Clone)]
 pub struct Sample {
     /// Where it lies in the square.
     pub fit: Fit,
     /// RGB bytes of `fit.inner`.
     rgb: Vec<u8>,
-    /// 0 or 1, `size × size`.
+    /// 0 or 1, as large as `fit.inner`.
     mask: Vec<u8>,
 }
 
@@ -93,6 +93,7 @@ fn slices(case: &Case, preprocessing: &Preprocessing) -> Result<Vec<Sample>> {
             .hint("resample the labels onto the image's grid"));
     }
     let frame = SliceFrame::new(&volume.grid, preprocessing.axis);
+    let fit = preprocessing.fit_slices(&frame).map_err(|e| e.at(&case.image))?;
     let levels = preprocessing.window.resolve(&volume);
     let masks: Vec<Labels> = (0..frame.count()).map(|slice| cut_labels(&labels, &frame, slice)).collect();
     let (full, empty): (Vec<usize>, Vec<usize>) =
@@ -103,7 +104,7 @@ fn slices(case: &Case, preprocessing: &Preprocessing) -> Result<Vec<Sample>> {
     chosen.sort_unstable();
     let one = |slice: usize| {
         let picture = cut(&volume, &frame, slice, &levels, preprocessing.context);
-        sample(&picture, &masks[slice], preprocessing)
+        sample_at(fit, &picture, &masks[slice])
     };
     chosen.into_iter().map(one).collect::<Result<_>>().map_err(|e| e.at(&case.image))
 }
@@ -113,6 +114,10 @@ fn slices(case: &Case, preprocessing: &Preprocessing) -> Result<Vec<Sample>> {
 /// # Errors
 /// A data error when their sizes differ.
 pub fn sample(picture: &Picture, mask: &Labels, preprocessing: &Preprocessing) -> Result<Sample> {
+    sample_at(preprocessing.fit(picture.width, picture.height), picture, mask)
+}
+
+fn sample_at(fit: Fit, picture: &Picture, mask: &Labels) -> Result<Sample> {
     if mask.grid.shape[..2] != [picture.width, picture.height] {
         let [w, h, _] = mask.grid.shape;
         return Err(Error::data(format!(
@@ -120,7 +125,6 @@ pub fn sample(picture: &Picture, mask: &Labels, preprocessing: &Preprocessing) -
             picture.width, picture.height
         )));
     }
-    let fit = preprocessing.fit(picture.width, picture.height);
     Ok(Sample { fit, rgb: fit.resized(picture)?, mask: fit.mask(mask) })
 }
 
@@ -135,13 +139,51 @@ impl Sample {
         self.mask.contains(&1)
     }
 
-    /// RGB bytes of `fit.inner` and the mask, varied by what is drawn for this seed, epoch and number.
+    /// RGB bytes of what the square shows (`fit.extent()`) and the square's mask (`size × size`), both varied by what is
+    /// drawn for this seed, epoch and number.
     pub fn varied(&self, augment: Augment, seed: u64, epoch: u64, number: u64) -> (Vec<u8>, Vec<u8>) {
+        let corner = self.corner(seed, epoch, number);
         match augment {
-            Augment::Off => (self.rgb.clone(), self.mask.clone()),
-            Augment::Mild => Change::draw(&MILD, seed, epoch, number).apply(self),
-            Augment::Strong => Change::draw(&STRONG, seed, epoch, number).apply(self),
+            Augment::Off => (self.fit.part(&self.rgb, corner), self.mask_at(corner)),
+            Augment::Mild => Change::draw(&MILD, seed, epoch, number).apply(self, corner),
+            Augment::Strong => Change::draw(&STRONG, seed, epoch, number).apply(self, corner),
         }
+    }
+
+    /// Where the square lies on a sample that is larger: half of the time somewhere with a foreground pixel drawn by
+    /// chance in it (as nnU-Net sees to a third), else anywhere.
+    fn corner(&self, seed: u64, epoch: u64, number: u64) -> [usize; 2] {
+        if self.fit.is_whole() {
+            return [0, 0];
+        }
+        let mut rng = generator(seed, CORNERS + (epoch << 32) + number);
+        let ([w, h], [ex, ey]) = (self.fit.inner, self.fit.extent());
+        let foreground = self.mask.iter().filter(|m| **m != 0).count();
+        let pixel = if foreground > 0 && rng.random::<bool>() {
+            let nth = rng.random_range(0..foreground);
+            self.mask.iter().enumerate().filter(|(_, m)| **m != 0).nth(nth).map(|(i, _)| [i % w, i / w])
+        } else {
+            None
+        };
+        let mut along = |axis: usize, n: usize, extent: usize| {
+            let (first, last) = match pixel {
+                Some(pixel) => ((pixel[axis] + 1).saturating_sub(extent), pixel[axis].min(n - extent)),
+                None => (0, n - extent),
+            };
+            rng.random_range(first..=last)
+        };
+        [along(0, w, ex), along(1, h, ey)]
+    }
+
+    /// The mask of the square at a corner; padding is background.
+    fn mask_at(&self, corner: [usize; 2]) -> Vec<u8> {
+        let ([w, h], [left, above], size) = (self.fit.extent(), self.fit.margin, self.fit.size);
+        let mut out = vec![0; size * size];
+        for y in 0..h {
+            let row = (corner[1] + y) * self.fit.inner[0] + corner[0];
+            out[(above + y) * size + left..][..w].copy_from_slice(&self.mask[row..row + w]);
+        }
+        out
     }
 }
 
@@ -185,8 +227,10 @@ pub fn draw(samples: &[Sample], chosen: &[usize], augment: Augment, seed: u64, e
             (sample.fit.normalised(&rgb), mask)
         })
         .collect();
-    let inside =
-        |sample: &Sample, pixel: usize| pixel % size < sample.fit.inner[0] && pixel / size < sample.fit.inner[1];
+    let inside = |sample: &Sample, pixel: usize| {
+        let ([w, h], [left, above]) = (sample.fit.extent(), sample.fit.margin);
+        (left..left + w).contains(&(pixel % size)) && (above..above + h).contains(&(pixel / size))
+    };
     let valid = chosen.iter().flat_map(|i| (0..area).map(|p| f32::from(u8::from(inside(&samples[*i], p)))));
     Drawn {
         size,
@@ -195,6 +239,9 @@ pub fn draw(samples: &[Sample], chosen: &[usize], augment: Augment, seed: u64, e
         pixels: parts.into_iter().flat_map(|p| p.0).collect(),
     }
 }
+
+/// Streams of [`Sample::corner`]; a sample's variation has its own.
+const CORNERS: u64 = 3 << 61;
 
 /// A generator for one purpose within a run: streams of different purposes never overlap.
 pub fn generator(seed: u64, stream: u64) -> ChaCha8Rng {
@@ -249,26 +296,29 @@ impl Change {
         Change { turn: [cos * x, -sin * y, sin * x, cos * y], shift, gain, offset: around(0.0, reach.brightness) }
     }
 
-    /// The varied picture (bilinear) and mask (nearest); outside of the source is black and background.
-    fn apply(&self, sample: &Sample) -> (Vec<u8>, Vec<u8>) {
-        let ([w, h], size) = (sample.fit.inner, sample.fit.size);
+    /// What the square at a corner shows, varied about its middle: picture (bilinear) and mask (nearest). What a turn
+    /// brings in comes from the sample around the square; outside of the sample is black and background.
+    fn apply(&self, sample: &Sample, corner: [usize; 2]) -> (Vec<u8>, Vec<u8>) {
+        let ([w, h], [width, height], size) = (sample.fit.extent(), sample.fit.inner, sample.fit.size);
+        let [left, above] = sample.fit.margin;
         let (cx, cy) = ((w as f32 - 1.0) / 2.0, (h as f32 - 1.0) / 2.0);
+        let (mx, my) = (cx + corner[0] as f32, cy + corner[1] as f32);
         let mut rgb = vec![0u8; 3 * w * h];
         let mut mask = vec![0u8; size * size];
         for y in 0..h {
             for x in 0..w {
                 let (dx, dy) = (x as f32 - cx, y as f32 - cy);
-                let sx = self.turn[0] * dx + self.turn[1] * dy + cx + self.shift[0] * w as f32;
-                let sy = self.turn[2] * dx + self.turn[3] * dy + cy + self.shift[1] * h as f32;
-                if sx < 0.0 || sy < 0.0 || sx > (w - 1) as f32 || sy > (h - 1) as f32 {
+                let sx = self.turn[0] * dx + self.turn[1] * dy + mx + self.shift[0] * w as f32;
+                let sy = self.turn[2] * dx + self.turn[3] * dy + my + self.shift[1] * h as f32;
+                if sx < 0.0 || sy < 0.0 || sx > (width - 1) as f32 || sy > (height - 1) as f32 {
                     continue;
                 }
-                mask[y * size + x] = sample.mask[(sy + 0.5) as usize * size + (sx + 0.5) as usize];
+                mask[(above + y) * size + left + x] = sample.mask[(sy + 0.5) as usize * width + (sx + 0.5) as usize];
                 let (x0, y0) = (sx as usize, sy as usize);
-                let (x1, y1) = ((x0 + 1).min(w - 1), (y0 + 1).min(h - 1));
+                let (x1, y1) = ((x0 + 1).min(width - 1), (y0 + 1).min(height - 1));
                 let (fx, fy) = (sx - x0 as f32, sy - y0 as f32);
                 for c in 0..3 {
-                    let at = |x: usize, y: usize| f32::from(sample.rgb[3 * (y * w + x) + c]);
+                    let at = |x: usize, y: usize| f32::from(sample.rgb[3 * (y * width + x) + c]);
                     let top = at(x0, y0) * (1.0 - fx) + at(x1, y0) * fx;
                     let low = at(x0, y1) * (1.0 - fx) + at(x1, y1) * fx;
                     let value = (top * (1.0 - fy) + low * fy) * self.gain[c] + self.offset;
@@ -295,7 +345,7 @@ mod tests {
     #[test]
     fn a_flip_moves_picture_and_mask_alike() {
         let change = Change { turn: [-1.0, 0.0, 0.0, 1.0], shift: [0.0; 2], gain: [1.0; 3], offset: 0.0 };
-        let (rgb, mask) = change.apply(&square());
+        let (rgb, mask) = change.apply(&square(), [0, 0]);
         assert_eq!(mask.iter().position(|m| *m == 1), Some(3 * 8 + 5), "x = 2 becomes 7 - 2 = 5");
         assert_eq!(rgb[..3], square().rgb[21..24]);
     }
@@ -311,5 +361,54 @@ mod tests {
         assert_eq!(both[192..], pixels(&[2], 5, 3)[..]);
         assert_ne!(both[192..], pixels(&[2], 5, 4)[..]);
         assert_ne!(both[192..], both[..192]);
+    }
+
+    /// 12 × 8 pixels of 2 mm at 1 mm a pixel in a square of 8: 24 × 16, foreground at (20..22, 4..6) of it.
+    fn large() -> Sample {
+        let picture = Picture { width: 12, height: 8, rgb: (0..288).map(|v| v as u8).collect() };
+        let mut mask = Labels { grid: Grid::picture(12, 8), voxels: vec![0; 96] };
+        mask.voxels[2 * 12 + 10] = 1;
+        sample_at(Fit::at_scale(12, 8, 8, [2.0; 2], 1.0), &picture, &mask).unwrap()
+    }
+
+    #[test]
+    fn a_sample_larger_than_the_square_is_shown_where_the_foreground_is_half_of_the_time() {
+        let sample = large();
+        let corners: Vec<[usize; 2]> = (0..400).map(|epoch| sample.corner(5, epoch, 3)).collect();
+        assert!(corners.iter().all(|[x, y]| *x <= 16 && *y <= 8));
+        assert!(corners.contains(&[0, 0]) || corners.iter().any(|c| c[0] < 4), "also where there is none");
+        // A foreground pixel is in sight in half of the draws, and in some of the others: corners 13 to 16 and 0 to 5
+        // have one, 4 · 6 of 17 · 9. Half and 0.5 · 24 / 153 are 0.578; three standard deviations of 400 are 0.074.
+        let seen = corners.iter().filter(|c| sample.mask_at(**c).contains(&1)).count();
+        assert!((202..=261).contains(&seen), "{seen}");
+        assert_eq!(sample.corner(5, 7, 3), corners[7]);
+        assert_eq!(square().corner(5, 7, 3), [0, 0]);
+    }
+
+    #[test]
+    fn the_padding_of_a_small_slice_is_not_valid() {
+        // 2 × 4 pixels in the middle of a square of 4: one column to each side.
+        let picture = Picture { width: 2, height: 4, rgb: vec![255; 24] };
+        let mask = Labels { grid: Grid::picture(2, 4), voxels: vec![1; 8] };
+        let samples = [sample_at(Fit::at_scale(2, 4, 4, [1.0; 2], 1.0), &picture, &mask).unwrap()];
+        let still = Change { turn: [1.0, 0.0, 0.0, 1.0], shift: [0.0; 2], gain: [1.0; 3], offset: 0.0 };
+        assert_eq!(still.apply(&samples[0], [0, 0]).1, samples[0].mask_at([0, 0]));
+        let drawn = draw(&samples, &[0], Augment::Off, 0, 0);
+        let columns = [0.0, 1.0, 1.0, 0.0].repeat(4);
+        assert_eq!((drawn.valid, drawn.target), (columns.clone(), columns));
+    }
+
+    #[test]
+    fn picture_and_mask_are_shown_from_the_same_corner() {
+        let sample = large();
+        let still = Change { turn: [1.0, 0.0, 0.0, 1.0], shift: [0.0; 2], gain: [1.0; 3], offset: 0.0 };
+        for corner in [[0, 0], [13, 2], [16, 8]] {
+            let (rgb, mask) = still.apply(&sample, corner);
+            assert_eq!((&rgb, &mask), (&sample.fit.part(&sample.rgb, corner), &sample.mask_at(corner)));
+        }
+        // From (13, 2) the foreground of (20, 4) lies at (7, 2).
+        assert_eq!(sample.mask_at([13, 2]).iter().position(|m| *m == 1), Some(2 * 8 + 7));
+        let (rgb, mask) = sample.varied(Augment::Mild, 1, 2, 3);
+        assert_eq!((rgb.len(), mask.len()), (3 * 64, 64));
     }
 }

@@ -174,6 +174,11 @@ pub(in crate::cli) struct Common {
     /// auto, abdomen, lung, bone, brain, …, or LO,HI [default: auto]
     #[arg(long, allow_hyphen_values = true, help_heading = "Volumes")]
     window: Option<String>,
+    /// Millimetres along one pixel of the network's square, so that an organ is as large from every scanner: auto (every
+    /// training slice just fits), off (every slice fills the square), or MM; larger slices are seen in overlapping
+    /// squares [default: auto]
+    #[arg(long, value_name = "auto|off|MM", help_heading = "Volumes")]
+    spacing: Option<String>,
     /// Channel of volumes with several [default: 0]
     #[arg(long, help_heading = "Volumes", value_parser = whole)]
     channel: Option<usize>,

@@ -18,9 +18,10 @@ mod table;
 use super::train::{self, Judge};
 use super::{base, select};
 use crate::config::Config;
-use crate::data::{self, Splits, named};
+use crate::data::{self, Form, Splits, named};
 use crate::device::forget_peak;
 use crate::error::{Error, Kind, Result};
+use crate::image::Spacing;
 use crate::io::Replace;
 use crate::method;
 use crate::model::checkpoint::hex;
@@ -304,10 +305,15 @@ impl Work<'_> {
     }
 
     /// A setup whose learning rate is still open.
-    fn setup(&self, row: &Row, size: Size, seed: u64, data_hash: String) -> Result<Setup> {
+    fn setup(&self, row: &Row, sides: &Sides, seed: u64, data_hash: String) -> Result<Setup> {
+        let mut options = self.request.options()?;
+        // Pictures have no scale, and results of before there was one were without.
+        if sides.splits.dataset.form == Form::Volumes && self.request.config.spacing != Spacing::Off {
+            options.insert("spacing".into(), json!(self.request.config.spacing));
+        }
         Ok(Setup {
             method: row.name.clone(),
-            size,
+            size: sides.size,
             seed,
             lr: 0.0,
             lr_multiple: 0.0,
@@ -317,17 +323,17 @@ impl Work<'_> {
             split_seed: self.request.split_seed(),
             base_sha256: self.bases[&row.name].clone(),
             data_hash,
-            options: self.request.options()?,
+            options,
         })
     }
 
     fn trial_setup(&self, row: &Row, sides: &Sides, lr_multiple: f64) -> Result<Setup> {
-        let setup = self.setup(row, sides.size, self.request.config.seed, sides.learning_hash.clone())?;
+        let setup = self.setup(row, sides, self.request.config.seed, sides.learning_hash.clone())?;
         Ok(Setup { lr: lr_multiple * method::find(&row.method)?.lr(), lr_multiple, ..setup })
     }
 
     fn cell_setup(&self, row: &Row, sides: &Sides, seed: u64, lr: f64, lr_multiple: f64) -> Result<Setup> {
-        let setup = self.setup(row, sides.size, seed, sides.data_hash.clone())?;
+        let setup = self.setup(row, sides, seed, sides.data_hash.clone())?;
         let tuned_at = self.request.tuned_at;
         Ok(Setup { lr, lr_multiple, lrs: self.request.lrs.clone(), tuned_at, ..setup })
     }

@@ -117,7 +117,7 @@ impl Ready {
         base: &Checkpoint,
         progress: &Progress,
     ) -> Result<(Config, Ready)> {
-        let preprocessing = select::preprocessing(&config, &base.config)?;
+        let preprocessing = select::preprocessing_at_scale(&config, &base.config, splits)?;
         let given = match config.selection.clone() {
             Some(path) => {
                 let selection = Selection::load(&path)?;
@@ -129,8 +129,8 @@ impl Ready {
             }
             None => None,
         };
-        let config = config.settled()?;
         let form = splits.dataset.form;
+        let config = select::settled(config, form)?;
         let samples = batch::load(&splits.train, form, &preprocessing)?;
         select::check_foreground(&samples, splits, &preprocessing, progress)?;
         let validation = Reference::read(&splits.validation, form, &preprocessing)?;
@@ -182,7 +182,7 @@ pub(super) fn complete(
     }
     let run = Run { folder: config.out.clone().unwrap_or_default() };
     // What stands in a run's folder is settled.
-    let config = config.settled()?;
+    let config = select::settled(config, splits.dataset.form)?;
     let mine = Config::load(&run.config()).is_ok_and(|there| there == config)
         && check_record(&run, &splits, base_sha256).is_ok();
     if mine && run.is_completed() {
@@ -210,7 +210,8 @@ impl Job<'_> {
         let (config, run, progress) = (&self.config, &self.run, self.progress);
         progress.log_to(&run.log());
         self.introduce(&base);
-        self.record(&select::about(&base), None)?;
+        select::tell_spacing(&ready.preprocessing, config, self.splits.dataset.form, progress);
+        self.record(&select::about(&base), ready.preprocessing.spacing_mm, None)?;
         let method = method::find(&config.method)?;
         let (parameters, encoder_parameters) = checkpoint::counts(&base.config.specs());
         let mut memory = Memory { data: ready.bytes(), weights: 4 * parameters as u64, ..Memory::default() };
@@ -278,7 +279,7 @@ impl Job<'_> {
                 .at(&run.folder)
                 .hint("this is a defect of segft: please report it with the run's log.txt"));
         }
-        self.record(&about, Some(&state))?;
+        self.record(&about, preprocessing.spacing_mm, Some(&state))?;
         let table = report.csv()?;
         write_atomic(&run.per_case(), |to| to.write_all(table.as_bytes()))?;
         write_atomic(&run.metrics(), |to| to.write_all(text.as_bytes()))?;
@@ -517,7 +518,7 @@ impl Job<'_> {
     }
 
     /// What a reader needs to know where the numbers come from. Case ids only: nothing of a patient's header.
-    fn record(&self, base: &(String, String), state: Option<&State>) -> Result<()> {
+    fn record(&self, base: &(String, String), spacing_mm: Option<f32>, state: Option<&State>) -> Result<()> {
         let ids = |cases: &[Case]| cases.iter().map(|c| c.id.clone()).collect::<Vec<_>>();
         let splits = &self.splits;
         let record = json!({
@@ -527,6 +528,7 @@ impl Job<'_> {
             "threads": rayon::current_num_threads(),
             "base": {"name": base.0, "sha256": base.1},
             "dataset": {"name": splits.dataset.name, "layout": splits.dataset.layout, "hash": data::data_hash(splits)?},
+            "spacing_mm": spacing_mm,
             "split_rule": splits.rule,
             "splits": {"train": ids(&splits.train), "validation": ids(&splits.validation), "test": ids(&splits.test)},
             "selection_cases": select::cases(&self.config, splits),
@@ -562,8 +564,12 @@ pub(super) fn embedded(
     options: &Options,
     preprocessing: &Preprocessing,
 ) -> usize {
-    let still = if options.augment == Augment::Off { samples.len() } else { 0 };
-    still + validation.iter().map(|case| case.input.pictures(preprocessing.axis)).sum::<usize>()
+    let still = match options.augment {
+        // What is larger than the square is seen in another part each time.
+        Augment::Off => samples.iter().filter(|sample| sample.fit.is_whole()).count(),
+        _ => 0,
+    };
+    still + validation.iter().map(|case| case.input.pictures(preprocessing)).sum::<usize>()
 }
 
 /// Bytes of embeddings that are kept for a frozen encoder.

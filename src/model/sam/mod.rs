@@ -69,9 +69,14 @@ impl Sam {
 /// Logits at the picture's own size: up to the square, padding cut off, then to the picture, both bilinear (the
 /// official post-processing). `[1, masks, 4s, 4s]` → `[1, masks, height, width]`.
 pub fn logits_fullsize(low_res: Tensor<4>, fit: &Fit) -> Tensor<4> {
+    bilinear(logits_shown(low_res, fit), fit.picture[1], fit.picture[0])
+}
+
+/// The first half of [`logits_fullsize`]: what one square shows, at the network's scale, without its padding.
+/// `[1, masks, 4s, 4s]` → `[1, masks, h, w]` of `fit.extent()`.
+pub fn logits_shown(low_res: Tensor<4>, fit: &Fit) -> Tensor<4> {
     let [b, m, _, _] = low_res.dims();
-    let [w, h] = fit.inner;
+    let ([w, h], [left, above]) = (fit.extent(), fit.margin);
     let square = bilinear(low_res, fit.size, fit.size);
-    let inner = if fit.inner == [fit.size; 2] { square } else { square.slice([0..b, 0..m, 0..h, 0..w]) };
-    bilinear(inner, fit.picture[1], fit.picture[0])
+    if [w, h] == [fit.size; 2] { square } else { square.slice([0..b, 0..m, above..above + h, left..left + w]) }
 }

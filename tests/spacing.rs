@@ -1,0 +1,182 @@
+//! Volumes at a common physical scale: what a slice looks like to the network depends on millimetres, not on pixels.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
+
+mod common;
+
+use common::{QUICK, fails, ok, small_checkpoint, small_config};
+use segft::image::{Axis, Grid, Labels, SliceFrame, Volume};
+use segft::io::nifti::{Template, write_labels, write_values};
+use segft::job::base;
+use segft::model::checkpoint;
+use segft::model::sam::PointLabel;
+use segft::predict::{Predictor, Preprocessing, Prompts};
+use serde_json::Value;
+use std::path::Path;
+
+/// The same body with twice as many voxels along a file axis, each half as long.
+fn stretched(volume: &Volume, axis: usize) -> Volume {
+    let mut grid = volume.grid.clone();
+    grid.shape[axis] *= 2;
+    grid.spacing_mm[axis] /= 2.0;
+    for row in 0..3 {
+        grid.affine[row][axis] /= 2.0;
+        // The first voxel's centre lies a quarter of the old voxel before that voxel's centre.
+        grid.affine[row][3] -= grid.affine[row][axis] / 2.0;
+    }
+    let [ni, nj, _] = volume.grid.shape;
+    let mut voxels = Vec::with_capacity(grid.len());
+    for n in 0..grid.len() {
+        let mut at = [n % grid.shape[0], n / grid.shape[0] % grid.shape[1], n / (grid.shape[0] * grid.shape[1])];
+        at[axis] /= 2;
+        voxels.push(volume.voxels[at[0] + ni * (at[1] + nj * at[2])]);
+    }
+    Volume { grid, voxels }
+}
+
+/// Dice of two masks of a body, the second on the grid that [`stretched`] made of the first's.
+fn dice(a: &[f32], b: &[f32], grid: &Grid, axis: usize) -> f64 {
+    let [ni, nj, _] = grid.shape;
+    let (mut both, mut either) = (0, 0);
+    for (n, p) in b.iter().enumerate() {
+        let mut at = [n % ni, n / ni % nj, n / (ni * nj)];
+        at[axis] /= 2;
+        let (wide, high) = if axis == 0 { (ni / 2, nj) } else { (ni, if axis == 1 { nj / 2 } else { nj }) };
+        let (x, y) = (a[at[0] + wide * (at[1] + high * at[2])] >= 0.5, *p >= 0.5);
+        both += usize::from(x && y);
+        either += usize::from(x) + usize::from(y);
+    }
+    2.0 * both as f64 / either as f64
+}
+
+#[test]
+fn the_same_body_stored_at_two_spacings_gives_the_same_mask_in_millimetres() {
+    let (volume, _) = segft::phantom::volume::generate(7, 0);
+    let frame = SliceFrame::new(&volume.grid, Axis::Axial);
+    let axis = (0..3).find(|axis| *axis != frame.file_axis()).unwrap();
+    let fine = stretched(&volume, axis);
+    let device = segft::device::choose("cpu").unwrap().device;
+    let sam = base::load("tiny").unwrap().into_sam(&device);
+    let of = |spacing_mm| {
+        let preprocessing = Preprocessing { axis: Axis::Axial, spacing_mm, ..Preprocessing::new(128) };
+        let predictor = Predictor::new(&sam, &preprocessing, &device);
+        let predict = |volume: &Volume| {
+            // Every fourth slice says enough.
+            predictor.volume(volume, |slice| (slice % 4 == 0).then(Prompts::default), |_, _| ()).unwrap()
+        };
+        let (coarse, fine_mask) = (predict(&volume), predict(&fine));
+        assert!(coarse.iter().filter(|p| **p >= 0.5).count() > 100, "something to compare");
+        dice(&coarse, &fine_mask, &fine.grid, axis)
+    };
+    let (scaled, pixels) = (of(Some(4.0)), of(None));
+    assert!(scaled > 0.95, "{scaled}");
+    // Stretched to twice its width, it is another picture.
+    assert!(pixels < scaled - 0.05, "{pixels} against {scaled}");
+}
+
+#[test]
+fn what_is_pointed_at_is_looked_for_around_the_point() {
+    let device = segft::device::choose("cpu").unwrap().device;
+    let sam = checkpoint::random("small", small_config(), 3).into_sam(&device);
+    // 144 × 144 pixels at the network's scale, in a square of 72; one slice.
+    let grid = Grid { shape: [48, 48, 1], spacing_mm: [3.0; 3], ..Grid::picture(48, 48) };
+    let volume = Volume { voxels: (0..48 * 48).map(|n| (n % 17) as f32).collect(), grid };
+    let preprocessing = Preprocessing { spacing_mm: Some(1.0), ..Preprocessing::new(72) };
+    let predictor = Predictor::new(&sam, &preprocessing, &device);
+    let frame = SliceFrame::new(&volume.grid, Axis::Auto);
+    let seen = |prompts: Prompts| {
+        let p = predictor.volume(&volume, |_| Some(prompts.clone()), |_, _| ()).unwrap();
+        assert!(p.iter().all(|p| (0.0..=1.0).contains(p)));
+        (0..48 * 48).filter(|n| p[frame.index(0, n % 48, n / 48)] > 1e-6).map(|n| (n % 48, n / 48)).collect::<Vec<_>>()
+    };
+    // (12, 24) is (36, 72) at the scale: the square of 72 around it reaches from (0, 36) to (72, 108), pixels 0 to 23 and
+    // 12 to 35; beyond, a pixel that is interpolated from its last row may be seen.
+    let around = seen(Prompts { points: vec![(12.0, 24.0, PointLabel::Inside)], bounds: None });
+    assert!(around.contains(&(12, 24)));
+    assert!(around.iter().all(|(x, y)| *x <= 24 && (11..=36).contains(y)), "{around:?}");
+    // Without a prompt, and with points too far apart for one square, everything is seen.
+    assert_eq!(seen(Prompts::default()).len(), 48 * 48);
+    let corners = vec![(1.0, 1.0, PointLabel::Inside), (46.0, 46.0, PointLabel::Inside)];
+    assert_eq!(seen(Prompts { points: corners, bounds: None }).len(), 48 * 48);
+}
+
+/// Volumes of 24 × 20 × 4 voxels of `mm` with a bright ball, and their masks; a table's rows for `side`.
+fn balls(folder: &Path, prefix: &str, count: usize, mm: f64, side: &str) -> String {
+    let (mut rows, apart) = (String::new(), usize::from(prefix.as_bytes()[0]));
+    for i in 0..count {
+        let mut grid = Grid { shape: [24, 20, 4], spacing_mm: [mm, mm, 5.0], ..Grid::picture(1, 1) };
+        (0..3).for_each(|n| grid.affine[n][n] = grid.spacing_mm[n]);
+        let (cx, cy) = (7.0 + (i * 5 % 9) as f32, 7.0 + (i * 3 % 6) as f32);
+        let inside = |n: usize| ((n % 24) as f32 - cx).hypot((n / 24 % 20) as f32 - cy) < 4.0;
+        let voxels =
+            (0..24 * 20 * 4).map(|n| if inside(n) { 200.0 } else { (n * 31 % 23 + i + apart) as f32 }).collect();
+        let labels = (0..24 * 20 * 4).map(|n| u16::from(inside(n))).collect();
+        let template = Template::of_grid(&grid);
+        let (image, mask) = (format!("{prefix}{i}.nii.gz"), format!("{prefix}{i}-mask.nii.gz"));
+        let volume = Volume { grid: grid.clone(), voxels };
+        write_values(&folder.join(&image), &volume.voxels, &template).unwrap();
+        write_labels(&folder.join(&mask), &Labels { grid, voxels: labels }, &template).unwrap();
+        rows += &format!("{image},{mask},{side}\n");
+    }
+    rows
+}
+
+fn table(folder: &Path, name: &str, rows: &[String]) {
+    std::fs::write(folder.join(name), format!("image,mask,split\n{}", rows.concat())).unwrap();
+}
+
+fn json(folder: &Path, file: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(folder.join(file)).unwrap()).unwrap()
+}
+
+fn train(at: &Path, set: &str, out: &str, more: &[&str]) {
+    let mut arguments = vec!["train", "--dataset", set, "--out", out];
+    arguments.extend(QUICK);
+    arguments.extend(more);
+    ok(at, &arguments);
+}
+
+#[test]
+fn the_scale_comes_from_the_training_cases_and_goes_with_the_patch() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    small_checkpoint(&at.join("small.safetensors"));
+    let learned = balls(at, "a", 4, 2.0, "train");
+    // The same voxels as the others, of 2 mm and of 6 mm: half as many squares more fit beside each other.
+    table(at, "small.csv", &[learned.clone(), balls(at, "b", 2, 1.5, "val"), balls(at, "c", 2, 1.0, "test")]);
+    table(at, "large.csv", &[learned, balls(at, "d", 2, 5.0, "val"), balls(at, "e", 2, 6.0, "test")]);
+    train(at, "small.csv", "small", &[]);
+    train(at, "large.csv", "large", &[]);
+    // 24 pixels of 2 mm in a square of 72 pixels.
+    let expected = f64::from(48f32 / 72.0);
+    for run in ["small", "large"] {
+        let spacing = json(at, &format!("{run}/run.json"))["spacing_mm"].as_f64().unwrap();
+        assert!((spacing - expected).abs() < 1e-6, "{run}: {spacing}");
+    }
+    let bytes = |file: &str| std::fs::read(at.join(file)).unwrap();
+    assert!(bytes("small/selection.safetensors") == bytes("large/selection.safetensors"));
+    let log = String::from_utf8(bytes("large/log.txt")).unwrap();
+    assert!(log.contains("spacing      0.6667 mm a pixel"), "{log}");
+    let info: Value = serde_json::from_str(&ok(at, &["info", "large/patch.safetensors", "--json"])).unwrap();
+    assert!((info["spacing_mm"].as_f64().unwrap() - expected).abs() < 1e-6, "{info}");
+    assert!(ok(at, &["info", "large"]).contains("spacing_mm"));
+    // 24 × 20 pixels of 6 mm are 216 × 180: four by four squares. The test of the run is what `predict` says.
+    let output = common::segft(at, &["predict", "e0.nii.gz", "--run", "large", "--out", "again.nii.gz"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("16 overlapping squares"), "{said}");
+    assert!(bytes("again.nii.gz") == bytes("large/predictions/e0.nii.gz"));
+    // A header that says metres does not take all memory.
+    balls(at, "metres", 1, 2000.0, "test");
+    let (code, error) = fails(at, &["predict", "metres0.nii.gz", "--run", "large", "--out", "m.nii.gz"]);
+    assert!(code == 3 && error.contains("48000.0 × 40000.0 mm"), "{error}");
+
+    train(at, "large.csv", "off", &["--spacing", "off"]);
+    assert_eq!(json(at, "off/run.json")["spacing_mm"], Value::Null);
+    // Training slices of 160 × 133 pixels are seen in parts, the same whatever the threads.
+    train(at, "large.csv", "parts", &["--spacing", "0.3"]);
+    train(at, "large.csv", "parts-1", &["--spacing", "0.3", "--threads", "1"]);
+    for file in ["selection.safetensors", "patch.safetensors"] {
+        assert!(bytes(&format!("parts/{file}")) == bytes(&format!("parts-1/{file}")), "{file}");
+    }
+    let (code, error) = fails(at, &["train", "--dataset", "large.csv", "--spacing", "-1"]);
+    assert!(code == 2 && error.contains("--spacing"), "{error}");
+}
