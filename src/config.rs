@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result, nearest};
 use crate::image::{Axis, Resize, Window};
-use crate::method::{self, Budget, Group, OtherScores, Score, Settings, Train};
+use crate::method::{self, Budget, Change, Group, OtherScores, Score, Settings, Train};
 use crate::predict::Preprocessing;
 use crate::train::batch::Augment;
 use serde::{Deserialize, Serialize};
@@ -279,16 +279,20 @@ impl Config {
     }
 
     /// The same for one of several methods that share a configuration: what says how entries are chosen is dropped for
-    /// one that chooses none.
+    /// one that chooses none, `--no-biases` for one that trains no biases anyway.
     ///
     /// # Errors
-    /// A usage error for an unknown method, and for a score that it does not take.
+    /// A usage error for an unknown method, for a score that it does not take, and for `--no-biases` where its biases
+    /// train whatever is said.
     pub fn for_method(&self, name: &str) -> Result<Config> {
         let mut config = Config { method: name.to_string(), ..self.clone() };
-        if method::find(name)?.rule().is_none() {
+        let method = method::find(name)?;
+        if method.rule().is_none() {
             (config.k, config.ratio, config.budget, config.score, config.group) = (None, None, None, None, None);
         }
+        config.biases |= method::fixed_biases(method) == Some(Change::Frozen);
         config.check_choice()?;
+        config.check_biases()?;
         Ok(config)
     }
 
@@ -345,6 +349,7 @@ impl Config {
     fn check(&self) -> Result<()> {
         let wrong = |m: String| Err(Error::usage(m));
         self.check_choice()?;
+        self.check_biases()?;
         if !["mild", "strong", "none"].contains(&self.augment.as_str()) {
             let near = nearest(&self.augment, ["mild", "strong", "none"]);
             let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
@@ -372,6 +377,17 @@ impl Config {
             return wrong("--folds N and --fold I go together".into());
         }
         Ok(())
+    }
+
+    /// `--no-biases` must change something.
+    fn check_biases(&self) -> Result<()> {
+        let hint = match method::fixed_biases(method::find(&self.method)?) {
+            _ if self.biases => return Ok(()),
+            None => return Ok(()),
+            Some(Change::Frozen) => "that method trains no biases of the encoder's layers: leave it out",
+            Some(_) => "that method trains the encoder's biases: without them it would be another",
+        };
+        Err(Error::usage(format!("--no-biases does not go with `--method {}`", self.method)).hint(hint))
     }
 
     /// What says how entries are chosen: fits itself, and the method.
@@ -502,6 +518,7 @@ fn scalar(text: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn flags(json: &str) -> Value {
         serde_json::from_str(json).unwrap()
@@ -541,6 +558,34 @@ mod tests {
         let full = shared.for_method("full").unwrap().settled().unwrap();
         assert_eq!((full.k, full.ratio, full.score), (None, None, None));
         full.check().unwrap();
+    }
+
+    #[test]
+    fn no_biases_is_refused_where_it_would_change_nothing() {
+        for (method, why) in [
+            ("full", "trains the encoder's biases"),
+            ("bitfit", "trains the encoder's biases"),
+            ("decoder", "trains no biases"),
+            ("norm", "trains no biases"),
+            ("neuroada", "trains no biases"),
+            ("sara", "trains no biases"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("a.toml");
+            std::fs::write(&file, format!("method = \"{method}\"\nbiases = false\n")).unwrap();
+            let from_flags = Config::resolve(None, &[], &[], &json!({ "method": method, "biases": false }));
+            for answer in [from_flags, Config::resolve(Some(&file), &[], &[], &json!({}))] {
+                let error = answer.unwrap_err();
+                assert_eq!(error.kind.exit_code(), 2, "{error}");
+                assert!(error.message.contains("--no-biases") && error.message.contains(method), "{error}");
+                assert!(error.hint.unwrap().contains(why), "{method}");
+            }
+            // Beside others in a comparison: refused where biases would train, else what was asked for is so anyway.
+            let beside = Config { biases: false, ..Config::default() }.for_method(method);
+            assert_eq!(beside.is_err(), ["full", "bitfit"].contains(&method), "{method}");
+        }
+        let gps = Config::resolve(None, &[], &[], &json!({ "biases": false })).unwrap();
+        assert_eq!(gps.for_method("gps").unwrap().settings().biases, Train::No);
     }
 
     #[test]

@@ -143,6 +143,8 @@ fn misfits_name_the_flags() {
         (&["--method", "full", "--k", "2"], &["--k", "--method full"]),
         (&["--method", "decoder", "--score", "fisher"], &["--score", "--method decoder"]),
         (&["--method", "decoder", "--selection", "x.safetensors"], &["--selection", "--method decoder"]),
+        (&["--method", "bitfit", "--no-biases"], &["--no-biases", "--method bitfit", "would be another"]),
+        (&["--method", "neuroada", "--set", "biases=false"], &["--no-biases", "--method neuroada", "leave it out"]),
     ] {
         let mut all = vec!["train", "--dataset", "discs", "--model", "small.safetensors", "--out", "none"];
         all.extend(arguments);
@@ -153,6 +155,23 @@ fn misfits_name_the_flags() {
     // Methods that choose nothing may stand beside those that do.
     let beside = ["compare", "--dataset", "discs", "--methods", "full,gps", "--budget", "9", "--report"];
     ok(at, &[&beside[..], &["--model", "small.safetensors"]].concat());
+    // Without biases: those that train none anyway may stand beside, those that must train them not.
+    let without = |methods| {
+        [
+            "compare",
+            "--dataset",
+            "discs",
+            "--model",
+            "small.safetensors",
+            "--no-biases",
+            "--report",
+            "--methods",
+            methods,
+        ]
+    };
+    ok(at, &without("gps,neuroada,decoder"));
+    let (code, error) = fails(at, &without("gps,full"));
+    assert!(code == 2 && error.contains("--no-biases") && error.contains("--method full"), "{error}");
 }
 
 #[test]

@@ -142,7 +142,7 @@ pub(in crate::cli) struct Common {
     /// neuron, tensor or global: among which weights the best scores are looked for [default: the method's own]
     #[arg(long, help_heading = "Model and method")]
     group: Option<String>,
-    /// Leave the image encoder's biases as they are
+    /// Leave the image encoder's biases as they are, with methods that train them beside what they are named after
     #[arg(long = "no-biases", help_heading = "Model and method")]
     #[serde(rename = "biases", serialize_with = "if_unset")]
     no_biases: bool,
