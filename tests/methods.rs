@@ -6,14 +6,17 @@ mod common;
 use burn::tensor::{Device, Tensor};
 use common::{QUICK, discs, fails, ok, small_checkpoint};
 use segft::error::Result;
-use segft::method::{self, Change, Group, OtherScores, Plan, Rule, Score, Settings, Tuning};
+use segft::image::{Grid, Labels, Picture};
+use segft::method::{self, Change, GradientTable, Group, OtherScores, Plan, Rule, Score, Settings, Sum, Tuning};
 use segft::model::weights::to_vec;
 use segft::model::{Kind, Part, Sam, WeightSpec, checkpoint};
-use segft::predict::prompt_free_logits;
+use segft::predict::{Preprocessing, prompt_free_logits};
+use segft::train::contrast::{self, Contrast};
 use segft::train::{Epoch, Options, State, Surroundings, Trained, Validation, batch, loss};
 use segft::tune::patch::{self, Direction};
 use segft::tune::{adam::Adam, attach, course::Course, gradients, proof};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Entries of the small SAM for k = 1: two blocks of (3·52 + 52 + 4·52 + 52), 52 of the patch embedding, 2 · 48 of the
@@ -212,6 +215,102 @@ fn every_method_trains_what_it_says_and_keeps_the_rest() {
     again.extend(["--dataset", "discs", "--test", "held-out"]);
     ok(at, &[&again[..], &QUICK].concat());
     assert!(patch("neuroada") != patch("smallest"));
+}
+
+#[test]
+fn a_contrastive_selection_asks_nothing_of_the_decoder_and_is_recorded() {
+    let folder = workplace();
+    let at = folder.path();
+    let mut other = checkpoint::random("small", common::small_config(), 3);
+    for (name, tensor) in &mut other.tensors {
+        if !name.starts_with("image_encoder") {
+            tensor.data.iter_mut().for_each(|v| *v = 0.5 - *v);
+        }
+    }
+    checkpoint::write_safetensors(&at.join("other.safetensors"), &other.tensors).unwrap();
+    let contrastive = ["--selection-loss", "contrastive"];
+    let overlap = |loss: &str| {
+        for (model, out) in [("small.safetensors", "a.safetensors"), ("other.safetensors", "b.safetensors")] {
+            select(at, out, &["--selection-loss", loss, "--model", model]);
+        }
+        let diff = ok(at, &["select", "--diff", "a.safetensors", "b.safetensors", "--json"]);
+        serde_json::from_str::<Value>(&diff).unwrap()["jaccard"].as_f64().unwrap()
+    };
+    assert_eq!(overlap("contrastive"), 1.0);
+    assert!(overlap("task") < 1.0);
+    let (facts, bytes) = select(at, "s.safetensors", &contrastive);
+    assert_eq!((facts["selection_loss"].as_str(), facts["n_cases"].as_u64()), (Some("contrastive"), Some(6)));
+    assert!(bytes == select(at, "t.safetensors", &[&contrastive[..], &["--threads", "1"]].concat()).1);
+    assert!(bytes != select(at, "t.safetensors", &[]).1);
+    let without = select(at, "t.safetensors", &["--score", "largest"]).0;
+    assert!(without["selection_loss"].is_null(), "{without}");
+
+    // A training takes the very same, a plan and a comparison take the flag, and what reads no gradients refuses it.
+    train(at, "run", &contrastive);
+    assert_eq!(configured(at, "run", &["selection_loss"]), ["selection_loss = \"contrastive\""]);
+    assert!(bytes == std::fs::read(at.join("run/selection.safetensors")).unwrap());
+    train(at, "again", &["--selection", "s.safetensors"]);
+    assert_eq!(configured(at, "again", &["selection_loss"]), ["selection_loss = \"contrastive\""]);
+    let with = |command: &'static str, more: &[&'static str]| {
+        let mut all = vec![command, "--dataset", "discs", "--model", "small.safetensors", "--selection-loss"];
+        all.extend(more);
+        all
+    };
+    ok(at, &with("plan", &["contrastive"]));
+    ok(at, &with("compare", &["contrastive", "--methods", "gps,full,magnitude", "--report"]));
+    for (more, words) in [
+        (&["task", "--selection", "s.safetensors"][..], &["--selection-loss task", "--selection-loss contrastive"][..]),
+        (&["contrastive", "--method", "magnitude"], &["--selection-loss", "`largest`"]),
+        (&["contrastive", "--method", "full"], &["--selection-loss", "--method full"]),
+        (&["contrstive"], &["--selection-loss", "`contrastive`"]),
+    ] {
+        let (code, error) = fails(at, &with("train", more));
+        assert_eq!(code, 2, "{more:?}: {error}");
+        assert!(words.iter().all(|word| error.contains(word)), "{more:?}: {error}");
+    }
+    // One picture has no other to be set against.
+    discs(&at.join("one"), "a", 1, 0);
+    let one = ["select", "--dataset", "one", "--val", "held-out", "--test", "held-out", "--allow-leak", "--sizes", "1"];
+    let (code, error) = fails(at, &[&one[..], &contrastive, &["--model", "small.safetensors"]].concat());
+    assert!(code == 3 && error.contains("--selection-loss contrastive"), "{error}");
+}
+
+#[test]
+fn the_contrastive_gradient_of_a_batch_is_the_sum_of_its_pictures_parts() {
+    let (device, sam) = (Device::flex(), small_sam());
+    let preprocessing = Preprocessing::new(72);
+    let samples: Vec<batch::Sample> = (0..4)
+        .map(|i| {
+            // The last has no foreground.
+            let inside = |at: usize| i < 3 && (at % 30).abs_diff(8 + 4 * i) < 6 && (at / 30).abs_diff(12) < 5 + i;
+            let rgb = (0..3 * 30 * 24).map(|at| if inside(at / 3) { 200 } else { (at * (i + 7) % 90) as u8 }).collect();
+            let voxels = (0..30 * 24).map(|at| u16::from(inside(at))).collect();
+            let picture = Picture { width: 30, height: 24, rgb };
+            batch::sample(&picture, &Labels { grid: Grid::picture(30, 24), voxels }, &preprocessing).unwrap()
+        })
+        .collect();
+    let of_all = |sam: &Sam, ()| {
+        let one = |i: usize| {
+            let batch = batch::batch(&samples, &[i], batch::Augment::Off, 0, 0, &device);
+            contrast::features(sam.embed(batch.pixels).coarse, batch.target, batch.valid)
+        };
+        let (features, regions): (Vec<_>, Vec<_>) = (0..4).map(one).unzip();
+        assert_eq!(regions.concat().len(), 7);
+        Ok(contrast::loss(Tensor::cat(features, 0), &regions.concat()))
+    };
+    let sum = |(_, mut sums): (usize, BTreeMap<Sum, GradientTable>)| sums.remove(&Sum::Signed).unwrap();
+    let whole = sum(gradients::accumulate(&sam, &[Sum::Signed], std::iter::once(Ok(())), of_all).unwrap());
+    let mut contrast = Contrast::new(&samples, &device);
+    let part = |sam: &Sam, i| Ok(contrast.part(sam, i));
+    let parts = sum(gradients::accumulate(&sam, &[Sum::Signed], (0..4).map(Ok), part).unwrap());
+    assert_eq!(whole.len(), sam.config.specs().iter().filter(|s| method::selectable(s)).count());
+    for (name, whole) in &whole {
+        let largest = whole.iter().fold(0f32, |most, g| most.max(g.abs()));
+        assert!(largest > 0.0, "{name}");
+        for (a, b) in whole.iter().zip(&parts[name]) {
+            assert!((a - b).abs() <= 1e-3 * largest, "{name}: {a} against {b}");
+        }
+    }
 }
 
 /// As NeuroAda, but the chosen values train as they are: what it must equal.

@@ -4,13 +4,14 @@ use crate::config::Config;
 use crate::data::{self, Splits};
 use crate::error::{Error, Result};
 use crate::job::{base, forecast};
-use crate::method::{self, Rule, Score};
+use crate::method::{self, Rule, Score, SelectionLoss};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::sam::Activations;
 use crate::model::{Sam, SamConfig};
 use crate::predict::{Preprocessing, prompt_free_logits};
 use crate::progress::Progress;
 use crate::train::batch::{self, Augment, Sample};
+use crate::train::contrast::Contrast;
 use crate::train::loss::loss;
 use crate::tune::gradients;
 use crate::tune::selection::Selection;
@@ -95,6 +96,20 @@ pub fn check_foreground(
     Ok(())
 }
 
+/// A contrastive selection sets pictures against each other.
+///
+/// # Errors
+/// A data error when there is one alone.
+pub fn check_contrast(config: &Config, samples: &[Sample], splits: &Splits) -> Result<()> {
+    let wanted = config.selection_loss == Some(SelectionLoss::Contrastive) && config.selection.is_none();
+    if wanted && samples.len() < 2 {
+        return Err(Error::data("--selection-loss contrastive compares training pictures, and there is one alone")
+            .at(&splits.dataset.root)
+            .hint("give it more pictures, or leave the flag out"));
+    }
+    Ok(())
+}
+
 /// How cases are brought into this network.
 ///
 /// # Errors
@@ -130,6 +145,7 @@ pub fn run(config: &Config, to: &Path, progress: &Progress) -> Result<Selection>
     let preprocessing = preprocessing(config, &checkpoint.config)?;
     let samples = batch::load(&splits.train, splits.dataset.form, &preprocessing)?;
     check_foreground(&samples, &splits, &preprocessing, progress)?;
+    check_contrast(config, &samples, &splits)?;
     let about = about(&checkpoint);
     let mut sam = checkpoint.into_sam(&device.device);
     let need = forecast::selection(&sam.config, preprocessing.image_size, sums(config), Activations::Kept);
@@ -179,11 +195,18 @@ pub fn select(
     if !rule.score.needs().is_empty() {
         progress.start("selecting", samples.len());
     }
+    let of = config.selection_loss.unwrap_or(SelectionLoss::Task);
+    let mut contrast = Contrast::new(samples, device);
     let chosen = gradients::choose(method, sam, &settings, config.seed, (0..samples.len()).map(Ok), |sam, i| {
-        let batch = batch::batch(samples, &[i], Augment::Off, 0, 0, device);
-        let logits = prompt_free_logits(sam, batch.pixels);
+        let loss = match of {
+            SelectionLoss::Task => {
+                let batch = batch::batch(samples, &[i], Augment::Off, 0, 0, device);
+                loss(prompt_free_logits(sam, batch.pixels), batch.target, batch.valid).total()
+            }
+            SelectionLoss::Contrastive => contrast.part(sam, i),
+        };
         progress.at(i + 1, "");
-        Ok(loss(logits, batch.target, batch.valid).total())
+        Ok(loss)
     });
     progress.end();
     Ok(Selection {
@@ -192,6 +215,7 @@ pub fn select(
         budget: settings.budget,
         score: rule.score,
         group: rule.group,
+        loss: (!rule.score.needs().is_empty()).then_some(of),
         seed: (rule.score == Score::Random).then_some(config.seed),
         base_name: base.0.clone(),
         base_sha256: base.1.clone(),

@@ -21,7 +21,7 @@ mod second_order;
 use crate::error::{Error, Result, nearest};
 use crate::model::{Kind, Part, WeightSpec};
 pub use choice::{Budget, Group, OtherScores, Rule};
-pub use score::{Evidence, GradientTable, Score, Sum};
+pub use score::{Evidence, GradientTable, Score, SelectionLoss, Sum};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

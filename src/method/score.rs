@@ -65,6 +65,33 @@ impl FromStr for Score {
     }
 }
 
+/// Which loss the gradients are of that scores are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SelectionLoss {
+    /// That of the training: it goes through the decoder.
+    Task,
+    /// GPS's contrastive loss on what the encoder gives: it asks nothing of a decoder that may be untrained.
+    Contrastive,
+}
+
+const LOSSES: [(&str, SelectionLoss); 2] = [("task", SelectionLoss::Task), ("contrastive", SelectionLoss::Contrastive)];
+
+impl fmt::Display for SelectionLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = LOSSES.iter().find(|(_, loss)| loss == self).map(|(name, _)| *name);
+        f.write_str(name.unwrap_or_default())
+    }
+}
+
+impl FromStr for SelectionLoss {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<SelectionLoss> {
+        named("loss of the selection", text, &LOSSES)
+    }
+}
+
 /// What a table of names says, or the nearest name.
 pub(super) fn named<T: Copy>(what: &str, text: &str, known: &[(&str, T)]) -> Result<T> {
     if let Some((_, found)) = known.iter().find(|(name, _)| *name == text) {

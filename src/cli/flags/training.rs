@@ -142,6 +142,10 @@ pub(in crate::cli) struct Common {
     /// neuron, tensor or global: among which weights the best scores are looked for [default: the method's own]
     #[arg(long, help_heading = "Model and method")]
     group: Option<String>,
+    /// task or contrastive: of which loss the gradients are that scores are made of; contrastive (foreground against
+    /// background in what the encoder gives) asks nothing of the decoder [default: task]
+    #[arg(long, value_name = "task|contrastive", help_heading = "Model and method")]
+    selection_loss: Option<String>,
     /// Leave the image encoder's biases as they are, with methods that train them beside what they are named after
     #[arg(long = "no-biases", help_heading = "Model and method")]
     #[serde(rename = "biases", serialize_with = "if_unset")]
