@@ -65,6 +65,7 @@ fn every_score_in_every_group_is_chosen_at_the_same_count() {
         "fisher",
         "snr",
         "second-order",
+        "second-order-fd",
         "gradient-weight",
         "largest",
         "smallest",

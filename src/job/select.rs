@@ -166,9 +166,9 @@ fn rule(config: &Config) -> Result<Rule> {
     })
 }
 
-/// How many sums of gradients of the training cases the configured method chooses entries by.
+/// How many buffers of the size of the encoder's matrices the configured method chooses entries from: sums of gradients.
 pub fn sums(config: &Config) -> usize {
-    rule(config).map_or(0, |rule| rule.score.needs().len())
+    rule(config).map_or(0, |rule| gradients::buffers(rule.score.needs()))
 }
 
 /// Ids of the cases that a selection looks at: those of the training, or none.
@@ -193,8 +193,9 @@ pub fn select(
 ) -> Result<Selection> {
     let (method, settings, rule) = (method::find(&config.method)?, config.settings(), rule(config)?);
     if !rule.score.needs().is_empty() {
-        progress.start("selecting", samples.len());
+        progress.start("selecting", samples.len() * gradients::passes(rule.score.needs()));
     }
+    let mut done = 0;
     let of = config.selection_loss.unwrap_or(SelectionLoss::Task);
     let mut contrast = Contrast::new(samples, device);
     let chosen = gradients::choose(method, sam, &settings, config.seed, (0..samples.len()).map(Ok), |sam, i| {
@@ -205,7 +206,8 @@ pub fn select(
             }
             SelectionLoss::Contrastive => contrast.part(sam, i),
         };
-        progress.at(i + 1, "");
+        done += 1;
+        progress.at(done, "");
         Ok(loss)
     });
     progress.end();

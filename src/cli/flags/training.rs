@@ -135,7 +135,7 @@ pub(in crate::cli) struct Common {
     /// Weights selected in all, instead of --k
     #[arg(long, value_name = "N", help_heading = "Model and method", value_parser = whole)]
     budget: Option<usize>,
-    /// gradient, abs-gradient, fisher, snr, second-order, gradient-weight, largest, smallest or random [default: the
+    /// gradient, abs-gradient, fisher, snr, second-order, second-order-fd, gradient-weight, largest, smallest or random [default: the
     /// method's own]
     #[arg(long, help_heading = "Model and method")]
     score: Option<String>,
