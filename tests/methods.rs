@@ -277,6 +277,50 @@ fn a_contrastive_selection_asks_nothing_of_the_decoder_and_is_recorded() {
 }
 
 #[test]
+fn stability_compares_selections_from_halves_of_the_training_cases() {
+    let folder = workplace();
+    let at = folder.path();
+    let base = ["select", "--dataset", "discs", "--test", "held-out", "--stability"];
+    let stability = |more: &[&str]| {
+        let all = [&base[..], &["3", "--json"], more, &QUICK].concat();
+        serde_json::from_str::<Value>(&ok(at, &all)).unwrap()
+    };
+    let found = stability(&[]);
+    // Of eight cases six train; three halves of three.
+    let counts = ["n_cases", "halves", "cases_per_half"].map(|key| found[key].as_u64());
+    assert_eq!(counts, [Some(6), Some(3), Some(3)], "{found}");
+    let rows = found["agreements"].as_array().unwrap();
+    let kinds: Vec<&str> = rows.iter().map(|row| row["layers"].as_str().unwrap()).collect();
+    assert_eq!(kinds.last(), Some(&"all"));
+    for kind in ["attn.qkv", "attn.proj", "mlp.lin1", "mlp.lin2", "patch_embed", "neck"] {
+        assert!(kinds.contains(&kind), "{kinds:?}");
+    }
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap();
+    let all = rows.last().unwrap();
+    assert_eq!(number(all, "n_values"), ONE_EACH as f64);
+    assert!(number(all, "overlap") > number(all, "overlap_by_chance") && number(all, "overlap") < 1.0, "{all}");
+    // One entry a neuron: by chance one in the fan-in.
+    let qkv = &rows[kinds.iter().position(|kind| *kind == "attn.qkv").unwrap()];
+    assert!((number(qkv, "overlap_by_chance") - 1.0 / 52.0).abs() < 1e-9, "{qkv}");
+    assert_eq!(found, stability(&["--threads", "1"]));
+    assert_ne!(found, stability(&["--seed", "6"]));
+    assert!(ok(at, &[&base[..], &["2"], &QUICK].concat()).contains("attn.qkv"));
+    // Validation and test cases are not looked at, and nothing is written.
+    discs(&at.join("held-out"), "b", 2, 9);
+    assert_eq!(found, stability(&[]));
+    assert!(!at.join("selection.safetensors").exists());
+    for (more, words) in [
+        (&["1"][..], &["--stability 1"][..]),
+        (&["2", "--score", "largest"], &["--stability", "`largest`"]),
+        (&["2", "--method", "full"], &["`full`"]),
+        (&["2", "--out", "x"], &["--stability", "--out"]),
+    ] {
+        let (code, error) = fails(at, &[&base[..], more, &QUICK].concat());
+        assert!(code == 2 && words.iter().all(|word| error.contains(word)), "{more:?}: {error}");
+    }
+}
+
+#[test]
 fn the_contrastive_gradient_of_a_batch_is_the_sum_of_its_pictures_parts() {
     let (device, sam) = (Device::flex(), small_sam());
     let preprocessing = Preprocessing::new(72);

@@ -199,8 +199,13 @@ impl Overlap {
     /// |A ∩ B| / |A ∪ B|; 1 when both are empty.
     pub fn jaccard(&self) -> f64 {
         let (a, b, both) = self.total();
-        if a + b == 0 { 1.0 } else { both as f64 / (a + b - both) as f64 }
+        jaccard(a as f64, b as f64, both as f64)
     }
+}
+
+/// The same from the numbers of entries.
+pub(super) fn jaccard(a: f64, b: f64, both: f64) -> f64 {
+    if a + b == 0.0 { 1.0 } else { both / (a + b - both) }
 }
 
 #[cfg(test)]

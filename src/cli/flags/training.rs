@@ -60,6 +60,10 @@ pub(in crate::cli) struct Select {
     /// Overlap of two selections
     #[arg(long, num_args = 2, value_names = ["A", "B"])]
     pub diff: Option<Vec<PathBuf>>,
+    /// How far the selection hangs on which cases there are: overlap of those from N random halves of the training
+    /// cases, beside that of chance; nothing is written
+    #[arg(long, value_name = "N", value_parser = whole, conflicts_with_all = ["diff", "out"])]
+    pub stability: Option<usize>,
 }
 
 /// Flags of one training alone. Names are the keys of the configuration.
