@@ -271,7 +271,8 @@ fn a_contrastive_selection_asks_nothing_of_the_decoder_and_is_recorded() {
     }
     // One picture has no other to be set against.
     discs(&at.join("one"), "a", 1, 0);
-    let one = ["select", "--dataset", "one", "--val", "held-out", "--test", "held-out", "--allow-leak", "--sizes", "1"];
+    discs(&at.join("val"), "c", 1, 7);
+    let one = ["select", "--dataset", "one", "--val", "val", "--test", "held-out"];
     let (code, error) = fails(at, &[&one[..], &contrastive, &["--model", "small.safetensors"]].concat());
     assert!(code == 3 && error.contains("--selection-loss contrastive"), "{error}");
 }
@@ -282,7 +283,7 @@ fn stability_compares_selections_from_halves_of_the_training_cases() {
     let at = folder.path();
     let base = ["select", "--dataset", "discs", "--test", "held-out", "--stability"];
     let stability = |more: &[&str]| {
-        let all = [&base[..], &["3", "--json"], more, &QUICK].concat();
+        let all = [&base[..], &["3", "--json"], &QUICK, more].concat();
         serde_json::from_str::<Value>(&ok(at, &all)).unwrap()
     };
     let found = stability(&[]);
