@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result, nearest};
 use crate::image::{Axis, Resize, Spacing, Window};
-use crate::method::{self, Budget, Group, OtherScores, Score, Settings, Train};
+use crate::method::{self, Budget, Change, Group, OtherScores, Score, SelectionLoss, Settings, Train};
 use crate::predict::Preprocessing;
 use crate::train::batch::Augment;
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,8 @@ pub struct Config {
     pub score: Option<Score>,
     /// Among which weights the best are looked for; the method's own by default.
     pub group: Option<Group>,
+    /// Which loss the gradients of the scores are of; that of the training by default.
+    pub selection_loss: Option<SelectionLoss>,
     /// Whether the image encoder's biases train.
     pub biases: bool,
     /// Whether the mask decoder trains.
@@ -137,6 +139,7 @@ impl Default for Config {
             budget: None,
             score: None,
             group: None,
+            selection_loss: None,
             biases: true,
             decoder: true,
             selection: None,
@@ -269,6 +272,9 @@ impl Config {
         if let Some(rule) = method.rule() {
             self.score.get_or_insert(rule.score);
             self.group.get_or_insert(rule.group);
+            if !self.score.unwrap_or(rule.score).needs().is_empty() {
+                self.selection_loss.get_or_insert(SelectionLoss::Task);
+            }
             self.set_budget(self.settings().budget);
         }
         Ok(self)
@@ -283,16 +289,23 @@ impl Config {
     }
 
     /// The same for one of several methods that share a configuration: what says how entries are chosen is dropped for
-    /// one that chooses none.
+    /// one that chooses none, of which loss for one that reads no gradients, `--no-biases` for one that trains no biases anyway.
     ///
     /// # Errors
-    /// A usage error for an unknown method, and for a score that it does not take.
+    /// A usage error for an unknown method, for a score that it does not take, and for `--no-biases` where its biases
+    /// train whatever is said.
     pub fn for_method(&self, name: &str) -> Result<Config> {
         let mut config = Config { method: name.to_string(), ..self.clone() };
-        if method::find(name)?.rule().is_none() {
+        let method = method::find(name)?;
+        if method.rule().is_none() {
             (config.k, config.ratio, config.budget, config.score, config.group) = (None, None, None, None, None);
         }
+        if method::rule(method, &config.settings()).is_none_or(|rule| rule.score.needs().is_empty()) {
+            config.selection_loss = None;
+        }
+        config.biases |= method::fixed_biases(method) == Some(Change::Frozen);
         config.check_choice()?;
+        config.check_biases()?;
         Ok(config)
     }
 
@@ -322,7 +335,13 @@ impl Config {
     ///
     /// # Errors
     /// A usage error naming a flag that says otherwise, or the method.
-    pub fn with_selection(mut self, budget: Budget, score: Score, group: Group) -> Result<Config> {
+    pub fn with_selection(
+        mut self,
+        budget: Budget,
+        score: Score,
+        group: Group,
+        loss: Option<SelectionLoss>,
+    ) -> Result<Config> {
         let made = |flag: String, with: String| {
             Err(Error::usage(format!("{flag}: the selection was made with {with}")).hint("leave the flag out"))
         };
@@ -340,8 +359,12 @@ impl Config {
         if let Some(given) = self.group.filter(|given| *given != group) {
             return made(format!("--group {given}"), format!("--group {group}"));
         }
+        if let (Some(given), Some(loss)) = (self.selection_loss.filter(|given| Some(*given) != loss), loss) {
+            return made(format!("--selection-loss {given}"), format!("--selection-loss {loss}"));
+        }
         self.set_budget(budget);
         (self.score, self.group) = (Some(score), Some(group));
+        self.selection_loss = self.selection_loss.or(loss);
         self.check_choice()?;
         Ok(self)
     }
@@ -371,6 +394,7 @@ impl Config {
     fn check(&self) -> Result<()> {
         let wrong = |m: String| Err(Error::usage(m));
         self.check_choice()?;
+        self.check_biases()?;
         if !["mild", "strong", "none"].contains(&self.augment.as_str()) {
             let near = nearest(&self.augment, ["mild", "strong", "none"]);
             let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
@@ -405,6 +429,17 @@ impl Config {
         Ok(())
     }
 
+    /// `--no-biases` must change something.
+    fn check_biases(&self) -> Result<()> {
+        let hint = match method::fixed_biases(method::find(&self.method)?) {
+            _ if self.biases => return Ok(()),
+            None => return Ok(()),
+            Some(Change::Frozen) => "that method trains no biases of the encoder's layers: leave it out",
+            Some(_) => "that method trains the encoder's biases: without them it would be another",
+        };
+        Err(Error::usage(format!("--no-biases does not go with `--method {}`", self.method)).hint(hint))
+    }
+
     /// What says how entries are chosen: fits itself, and the method.
     fn check_choice(&self) -> Result<()> {
         let rule = method::find(&self.method)?.rule();
@@ -420,6 +455,7 @@ impl Config {
                 ("--score", self.score.is_some()),
                 ("--group", self.group.is_some()),
                 ("--selection", self.selection.is_some()),
+                ("--selection-loss", self.selection_loss.is_some()),
             ];
             let other = others.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag);
             return match budget.or(other) {
@@ -433,6 +469,11 @@ impl Config {
         }
         if self.ratio.is_some_and(|ratio| !(ratio > 0.0 && ratio <= 1.0)) {
             return Err(Error::usage("--ratio must lie above 0 and not above 1"));
+        }
+        let score = self.score.unwrap_or(rule.score);
+        if let Some(loss) = self.selection_loss.filter(|_| score.needs().is_empty()) {
+            return Err(Error::usage(format!("--selection-loss {loss} does not go with score `{score}`"))
+                .hint("that score reads no gradients"));
         }
         match self.score.filter(|score| *score != rule.score && rule.other_scores == OtherScores::Refused) {
             None => Ok(()),
@@ -501,6 +542,9 @@ fn check_type(key: &str, value: Value, from: &str) -> Result<Value> {
         "group" => {
             shown.parse::<Group>().map_err(renamed)?;
         }
+        "selection_loss" => {
+            shown.parse::<SelectionLoss>().map_err(renamed)?;
+        }
         _ => {}
     }
     // In the environment a switch is often 1 or 0.
@@ -536,6 +580,7 @@ fn scalar(text: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn flags(json: &str) -> Value {
         serde_json::from_str(json).unwrap()
@@ -592,9 +637,40 @@ mod tests {
     }
 
     #[test]
+    fn no_biases_is_refused_where_it_would_change_nothing() {
+        for (method, why) in [
+            ("full", "trains the encoder's biases"),
+            ("bitfit", "trains the encoder's biases"),
+            ("decoder", "trains no biases"),
+            ("norm", "trains no biases"),
+            ("neuroada", "trains no biases"),
+            ("sara", "trains no biases"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("a.toml");
+            std::fs::write(&file, format!("method = \"{method}\"\nbiases = false\n")).unwrap();
+            let from_flags = Config::resolve(None, &[], &[], &json!({ "method": method, "biases": false }));
+            for answer in [from_flags, Config::resolve(Some(&file), &[], &[], &json!({}))] {
+                let error = answer.unwrap_err();
+                assert_eq!(error.kind.exit_code(), 2, "{error}");
+                assert!(error.message.contains("--no-biases") && error.message.contains(method), "{error}");
+                assert!(error.hint.unwrap().contains(why), "{method}");
+            }
+            // Beside others in a comparison: refused where biases would train, else what was asked for is so anyway.
+            let beside = Config { biases: false, ..Config::default() }.for_method(method);
+            assert_eq!(beside.is_err(), ["full", "bitfit"].contains(&method), "{method}");
+        }
+        let gps = Config::resolve(None, &[], &[], &json!({ "biases": false })).unwrap();
+        assert_eq!(gps.for_method("gps").unwrap().settings().biases, Train::No);
+    }
+
+    #[test]
     fn a_given_selection_says_how_it_was_made() {
-        let made = |config: Config| config.with_selection(Budget::PerNeuron(2), Score::Fisher, Group::Tensor);
+        let contrastive = Some(SelectionLoss::Contrastive);
+        let made =
+            |config: Config| config.with_selection(Budget::PerNeuron(2), Score::Fisher, Group::Tensor, contrastive);
         let config = made(Config::default()).unwrap();
+        assert_eq!(config.selection_loss, contrastive);
         assert_eq!((config.k, config.score, config.group), (Some(2), Some(Score::Fisher), Some(Group::Tensor)));
         assert_eq!(made(config.clone()).unwrap(), config);
         for (config, flag) in [
@@ -602,6 +678,7 @@ mod tests {
             (Config { ratio: Some(0.1), ..Config::default() }, "--ratio 0.1"),
             (Config { score: Some(Score::Snr), ..Config::default() }, "--score snr"),
             (Config { group: Some(Group::Neuron), ..Config::default() }, "--group neuron"),
+            (Config { selection_loss: Some(SelectionLoss::Task), ..Config::default() }, "--selection-loss task"),
             (Config { method: "full".into(), ..Config::default() }, "`--method full`"),
         ] {
             let error = made(config).unwrap_err();

@@ -110,6 +110,7 @@ fn selection(path: &Path) -> Result<Value> {
         "budget": budget,
         "score": selection.score.to_string(),
         "group": selection.group.to_string(),
+        "selection_loss": selection.loss.map(|loss| loss.to_string()),
         "seed": selection.seed,
         "base_name": selection.base_name,
         "base_sha256": selection.base_sha256,

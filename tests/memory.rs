@@ -8,7 +8,7 @@
 mod common;
 
 use burn::tensor::{Device, Tensor};
-use segft::method::{self, Settings};
+use segft::method::{self, Settings, Sum};
 use segft::model::sam::Activations;
 use segft::model::{Kind, Part, SamConfig, checkpoint};
 use segft::predict::prompt_free_logits;
@@ -130,6 +130,46 @@ fn forecasts() {
     }
 }
 
+/// The selection pass holds its sums and, beside what a picture's pass takes, no more than some layers' gradients.
+fn selections() {
+    // Wide and for small pictures: weights are nearly all that there is.
+    let config = SamConfig { image_size: 32, embed: 256, depth: 6, global: vec![5], ..common::small_config() };
+    let matrix = |s: &&segft::model::WeightSpec| method::selectable(s);
+    let encoder: usize = config.specs().iter().filter(matrix).map(|s| 4 * s.len()).sum();
+    let device = Device::flex();
+    let mut sam = checkpoint::random("wide", config, 1).into_sam(&device);
+    let pixels = Tensor::<4>::ones([1, 3, 32, 32], &device);
+    let target = Tensor::<4>::ones([1, 1, 32, 32], &device);
+    let step =
+        |sam: &segft::model::Sam| loss(prompt_free_logits(sam, pixels.clone()), target.clone(), target.clone()).total();
+    let peak = |of: &dyn Fn()| {
+        let before = LIVE.load(Ordering::Relaxed);
+        PEAK.store(before, Ordering::Relaxed);
+        of();
+        (PEAK.load(Ordering::Relaxed) - before) as f64 / encoder as f64
+    };
+    for activations in [Activations::Kept, Activations::Recomputed] {
+        sam.activations = activations;
+        for (needs, most) in [(&[Sum::Signed][..], 1.3), (&[Sum::Signed, Sum::Square], 2.3)] {
+            let summed = peak(&|| {
+                let two = [(), ()].into_iter().map(Ok);
+                gradients::accumulate(&sam, needs, two, |sam, ()| Ok(step(sam))).unwrap();
+            });
+            assert!((most - 0.3..most).contains(&summed), "{needs:?}: {summed} times the encoder");
+        }
+        // Gradients side by side, as backward returns them, are another encoder: the numbers above can be missed.
+        let returned = peak(&|| {
+            let mut tracked = sam.frozen();
+            tracked.weights.iter_mut().filter(|(_, w)| method::selectable(&w.spec)).for_each(|(_, w)| w.train_all());
+            let gradients = step(&tracked).backward();
+            let sum = |w: &segft::model::weights::Weight| w.value.grad(&gradients).map(segft::model::weights::to_vec);
+            let sums: Vec<Vec<f32>> = tracked.weights.iter().filter_map(|(_, w)| sum(w)).collect();
+            assert!(!sums.is_empty());
+        });
+        assert!(returned > 1.9, "{returned}");
+    }
+}
+
 /// One test, because the counters are the whole process's.
 #[test]
 fn a_sparse_step_has_no_buffer_of_an_encoder_matrix_and_needs_less_where_blocks_are_run_again() {
@@ -156,4 +196,5 @@ fn a_sparse_step_has_no_buffer_of_an_encoder_matrix_and_needs_less_where_blocks_
         [Activations::Kept, Activations::Recomputed].map(|a| hits("gps", deep.clone(), a, &sizes));
     assert!(2 * again < kept, "{again} of {kept} bytes");
     forecasts();
+    selections();
 }

@@ -6,14 +6,17 @@ mod common;
 use burn::tensor::{Device, Tensor};
 use common::{QUICK, discs, fails, ok, small_checkpoint};
 use segft::error::Result;
-use segft::method::{self, Change, Group, OtherScores, Plan, Rule, Score, Settings, Tuning};
+use segft::image::{Grid, Labels, Picture};
+use segft::method::{self, Change, GradientTable, Group, OtherScores, Plan, Rule, Score, Settings, Sum, Tuning};
 use segft::model::weights::to_vec;
 use segft::model::{Kind, Part, Sam, WeightSpec, checkpoint};
-use segft::predict::prompt_free_logits;
+use segft::predict::{Preprocessing, prompt_free_logits};
+use segft::train::contrast::{self, Contrast};
 use segft::train::{Epoch, Options, State, Surroundings, Trained, Validation, batch, loss};
 use segft::tune::patch::{self, Direction};
 use segft::tune::{adam::Adam, attach, course::Course, gradients, proof};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Entries of the small SAM for k = 1: two blocks of (3·52 + 52 + 4·52 + 52), 52 of the patch embedding, 2 · 48 of the
@@ -62,6 +65,7 @@ fn every_score_in_every_group_is_chosen_at_the_same_count() {
         "fisher",
         "snr",
         "second-order",
+        "second-order-fd",
         "gradient-weight",
         "largest",
         "smallest",
@@ -143,6 +147,8 @@ fn misfits_name_the_flags() {
         (&["--method", "full", "--k", "2"], &["--k", "--method full"]),
         (&["--method", "decoder", "--score", "fisher"], &["--score", "--method decoder"]),
         (&["--method", "decoder", "--selection", "x.safetensors"], &["--selection", "--method decoder"]),
+        (&["--method", "bitfit", "--no-biases"], &["--no-biases", "--method bitfit", "would be another"]),
+        (&["--method", "neuroada", "--set", "biases=false"], &["--no-biases", "--method neuroada", "leave it out"]),
     ] {
         let mut all = vec!["train", "--dataset", "discs", "--model", "small.safetensors", "--out", "none"];
         all.extend(arguments);
@@ -153,6 +159,23 @@ fn misfits_name_the_flags() {
     // Methods that choose nothing may stand beside those that do.
     let beside = ["compare", "--dataset", "discs", "--methods", "full,gps", "--budget", "9", "--report"];
     ok(at, &[&beside[..], &["--model", "small.safetensors"]].concat());
+    // Without biases: those that train none anyway may stand beside, those that must train them not.
+    let without = |methods| {
+        [
+            "compare",
+            "--dataset",
+            "discs",
+            "--model",
+            "small.safetensors",
+            "--no-biases",
+            "--report",
+            "--methods",
+            methods,
+        ]
+    };
+    ok(at, &without("gps,neuroada,decoder"));
+    let (code, error) = fails(at, &without("gps,full"));
+    assert!(code == 2 && error.contains("--no-biases") && error.contains("--method full"), "{error}");
 }
 
 #[test]
@@ -193,6 +216,147 @@ fn every_method_trains_what_it_says_and_keeps_the_rest() {
     again.extend(["--dataset", "discs", "--test", "held-out"]);
     ok(at, &[&again[..], &QUICK].concat());
     assert!(patch("neuroada") != patch("smallest"));
+}
+
+#[test]
+fn a_contrastive_selection_asks_nothing_of_the_decoder_and_is_recorded() {
+    let folder = workplace();
+    let at = folder.path();
+    let mut other = checkpoint::random("small", common::small_config(), 3);
+    for (name, tensor) in &mut other.tensors {
+        if !name.starts_with("image_encoder") {
+            tensor.data.iter_mut().for_each(|v| *v = 0.5 - *v);
+        }
+    }
+    checkpoint::write_safetensors(&at.join("other.safetensors"), &other.tensors).unwrap();
+    let contrastive = ["--selection-loss", "contrastive"];
+    let overlap = |loss: &str| {
+        for (model, out) in [("small.safetensors", "a.safetensors"), ("other.safetensors", "b.safetensors")] {
+            select(at, out, &["--selection-loss", loss, "--model", model]);
+        }
+        let diff = ok(at, &["select", "--diff", "a.safetensors", "b.safetensors", "--json"]);
+        serde_json::from_str::<Value>(&diff).unwrap()["jaccard"].as_f64().unwrap()
+    };
+    assert_eq!(overlap("contrastive"), 1.0);
+    assert!(overlap("task") < 1.0);
+    let (facts, bytes) = select(at, "s.safetensors", &contrastive);
+    assert_eq!((facts["selection_loss"].as_str(), facts["n_cases"].as_u64()), (Some("contrastive"), Some(6)));
+    assert!(bytes == select(at, "t.safetensors", &[&contrastive[..], &["--threads", "1"]].concat()).1);
+    assert!(bytes != select(at, "t.safetensors", &[]).1);
+    let without = select(at, "t.safetensors", &["--score", "largest"]).0;
+    assert!(without["selection_loss"].is_null(), "{without}");
+
+    // A training takes the very same, a plan and a comparison take the flag, and what reads no gradients refuses it.
+    train(at, "run", &contrastive);
+    assert_eq!(configured(at, "run", &["selection_loss"]), ["selection_loss = \"contrastive\""]);
+    assert!(bytes == std::fs::read(at.join("run/selection.safetensors")).unwrap());
+    train(at, "again", &["--selection", "s.safetensors"]);
+    assert_eq!(configured(at, "again", &["selection_loss"]), ["selection_loss = \"contrastive\""]);
+    let with = |command: &'static str, more: &[&'static str]| {
+        let mut all = vec![command, "--dataset", "discs", "--model", "small.safetensors", "--selection-loss"];
+        all.extend(more);
+        all
+    };
+    ok(at, &with("plan", &["contrastive"]));
+    ok(at, &with("compare", &["contrastive", "--methods", "gps,full,magnitude", "--report"]));
+    for (more, words) in [
+        (&["task", "--selection", "s.safetensors"][..], &["--selection-loss task", "--selection-loss contrastive"][..]),
+        (&["contrastive", "--method", "magnitude"], &["--selection-loss", "`largest`"]),
+        (&["contrastive", "--method", "full"], &["--selection-loss", "--method full"]),
+        (&["contrstive"], &["--selection-loss", "`contrastive`"]),
+    ] {
+        let (code, error) = fails(at, &with("train", more));
+        assert_eq!(code, 2, "{more:?}: {error}");
+        assert!(words.iter().all(|word| error.contains(word)), "{more:?}: {error}");
+    }
+    // One picture has no other to be set against.
+    discs(&at.join("one"), "a", 1, 0);
+    discs(&at.join("val"), "c", 1, 7);
+    let one = ["select", "--dataset", "one", "--val", "val", "--test", "held-out"];
+    let (code, error) = fails(at, &[&one[..], &contrastive, &["--model", "small.safetensors"]].concat());
+    assert!(code == 3 && error.contains("--selection-loss contrastive"), "{error}");
+}
+
+#[test]
+fn stability_compares_selections_from_halves_of_the_training_cases() {
+    let folder = workplace();
+    let at = folder.path();
+    let base = ["select", "--dataset", "discs", "--test", "held-out", "--stability"];
+    let stability = |more: &[&str]| {
+        let all = [&base[..], &["3", "--json"], &QUICK, more].concat();
+        serde_json::from_str::<Value>(&ok(at, &all)).unwrap()
+    };
+    let found = stability(&[]);
+    // Of eight cases six train; three halves of three.
+    let counts = ["n_cases", "halves", "cases_per_half"].map(|key| found[key].as_u64());
+    assert_eq!(counts, [Some(6), Some(3), Some(3)], "{found}");
+    let rows = found["agreements"].as_array().unwrap();
+    let kinds: Vec<&str> = rows.iter().map(|row| row["layers"].as_str().unwrap()).collect();
+    assert_eq!(kinds.last(), Some(&"all"));
+    for kind in ["attn.qkv", "attn.proj", "mlp.lin1", "mlp.lin2", "patch_embed", "neck"] {
+        assert!(kinds.contains(&kind), "{kinds:?}");
+    }
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap();
+    let all = rows.last().unwrap();
+    assert_eq!(number(all, "n_values"), ONE_EACH as f64);
+    assert!(number(all, "overlap") > number(all, "overlap_by_chance") && number(all, "overlap") < 1.0, "{all}");
+    // One entry a neuron: by chance one in the fan-in.
+    let qkv = &rows[kinds.iter().position(|kind| *kind == "attn.qkv").unwrap()];
+    assert!((number(qkv, "overlap_by_chance") - 1.0 / 52.0).abs() < 1e-9, "{qkv}");
+    assert_eq!(found, stability(&["--threads", "1"]));
+    assert_ne!(found, stability(&["--seed", "6"]));
+    assert!(ok(at, &[&base[..], &["2"], &QUICK].concat()).contains("attn.qkv"));
+    // Validation and test cases are not looked at, and nothing is written.
+    discs(&at.join("held-out"), "b", 2, 9);
+    assert_eq!(found, stability(&[]));
+    assert!(!at.join("selection.safetensors").exists());
+    for (more, words) in [
+        (&["1"][..], &["--stability 1"][..]),
+        (&["2", "--score", "largest"], &["--stability", "`largest`"]),
+        (&["2", "--method", "full"], &["`full`"]),
+        (&["2", "--out", "x"], &["--stability", "--out"]),
+    ] {
+        let (code, error) = fails(at, &[&base[..], more, &QUICK].concat());
+        assert!(code == 2 && words.iter().all(|word| error.contains(word)), "{more:?}: {error}");
+    }
+}
+
+#[test]
+fn the_contrastive_gradient_of_a_batch_is_the_sum_of_its_pictures_parts() {
+    let (device, sam) = (Device::flex(), small_sam());
+    let preprocessing = Preprocessing::new(72);
+    let samples: Vec<batch::Sample> = (0..4)
+        .map(|i| {
+            // The last has no foreground.
+            let inside = |at: usize| i < 3 && (at % 30).abs_diff(8 + 4 * i) < 6 && (at / 30).abs_diff(12) < 5 + i;
+            let rgb = (0..3 * 30 * 24).map(|at| if inside(at / 3) { 200 } else { (at * (i + 7) % 90) as u8 }).collect();
+            let voxels = (0..30 * 24).map(|at| u16::from(inside(at))).collect();
+            let picture = Picture { width: 30, height: 24, rgb };
+            batch::sample(&picture, &Labels { grid: Grid::picture(30, 24), voxels }, &preprocessing).unwrap()
+        })
+        .collect();
+    let of_all = |sam: &Sam, ()| {
+        let one = |i: usize| {
+            let batch = batch::batch(&samples, &[i], batch::Augment::Off, 0, 0, &device);
+            contrast::features(sam.embed(batch.pixels).coarse, batch.target, batch.valid)
+        };
+        let (features, regions): (Vec<_>, Vec<_>) = (0..4).map(one).unzip();
+        assert_eq!(regions.concat().len(), 7);
+        Ok(contrast::loss(Tensor::cat(features, 0), &regions.concat()))
+    };
+    let sum = |(_, mut sums): (usize, BTreeMap<Sum, GradientTable>)| sums.remove(&Sum::Signed).unwrap();
+    let whole = sum(gradients::accumulate(&sam, &[Sum::Signed], std::iter::once(Ok(())), of_all).unwrap());
+    let mut contrast = Contrast::new(&samples, &device);
+    let part = |sam: &Sam, i| Ok(contrast.part(sam, i));
+    let parts = sum(gradients::accumulate(&sam, &[Sum::Signed], (0..4).map(Ok), part).unwrap());
+    assert_eq!(whole.len(), sam.config.specs().iter().filter(|s| method::selectable(s)).count());
+    for (name, whole) in &whole {
+        let largest = whole.iter().fold(0f32, |most, g| most.max(g.abs()));
+        assert!(largest > 0.0, "{name}");
+        for (a, b) in whole.iter().zip(&parts[name]) {
+            assert!((a - b).abs() <= 1e-3 * largest, "{name}: {a} against {b}");
+        }
+    }
 }
 
 /// As NeuroAda, but the chosen values train as they are: what it must equal.

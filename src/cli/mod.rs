@@ -143,6 +143,11 @@ fn run(cli: Cli, told: &Cell<bool>) -> Result<()> {
                 return answer(print::overlap_json(&overlap), print::overlap(&overlap));
             }
             let mut config = resolve(&flags.common, &flags.one)?;
+            if let Some(halves) = flags.stability {
+                crate::device::limit_threads(config.threads)?;
+                let stability = job::select::stability(&config, halves, &progress)?;
+                return answer(print::stability_json(&stability)?, print::stability(&stability));
+            }
             let to = config.out.take().unwrap_or_else(|| PathBuf::from("selection.safetensors"));
             crate::io::check_free(&to, replace)?;
             crate::device::limit_threads(config.threads)?;

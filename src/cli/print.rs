@@ -1,6 +1,7 @@
 //! The only code that writes to stdout.
 
 use crate::error::{Error, Result};
+use crate::job::select::Stability;
 use crate::job::train::Outcome;
 use crate::run::Run;
 use crate::tune::patch::{Difference, DifferenceRow};
@@ -100,6 +101,30 @@ pub(super) fn overlap(overlap: &Overlap) -> String {
     }
     text.push_str(&format!("{:58} {a:8} {b:8} {both:8}\nJaccard {:.4}", "all", overlap.jaccard()));
     text
+}
+
+/// How far selections from halves of the cases agree.
+pub(super) fn stability(found: &Stability) -> String {
+    let Stability { method, score, group, n_cases, halves, cases_per_half, shared_cases, .. } = found;
+    let mut text = format!(
+        "{method} (score {score}, group {group}) from {halves} halves of {n_cases} training cases: {cases_per_half} each, two share \
+         {shared_cases:.1}; means over pairs\n\n{:16} {:>10} {:>9} {:>9} {:>9} {:>9}\n",
+        "layers", "selected", "overlap", "chance", "Jaccard", "chance"
+    );
+    for row in &found.agreements {
+        text.push_str(&format!(
+            "{:16} {:10.0} {:9.4} {:9.4} {:9.4} {:9.4}\n",
+            row.layers, row.n_values, row.overlap, row.overlap_by_chance, row.jaccard, row.jaccard_by_chance
+        ));
+    }
+    text
+}
+
+/// The same as JSON.
+pub(super) fn stability_json(found: &Stability) -> Result<Value> {
+    let mut value = serde_json::to_value(found).map_err(|e| Error::job(e.to_string()))?;
+    value["kind"] = json!("stability");
+    Ok(value)
 }
 
 /// Difference of two patches.

@@ -30,15 +30,16 @@ pub fn activations(wanted: Recompute, need: u64, device: &Chosen) -> Activations
     }
 }
 
-/// Bytes of the selection pass beside the weights: so many sums of every encoder matrix, and one picture's pass or
-/// gradients.
+/// Bytes of the selection pass beside the weights: so many sums of every encoder matrix, and one picture's pass with the
+/// gradient of a layer.
 pub fn selection(config: &SamConfig, size: usize, sums: usize, activations: Activations) -> u64 {
     let specs = config.specs();
     let matrix = |kind: Kind| matches!(kind, Kind::Linear | Kind::Conv);
-    let encoder: usize = specs.iter().filter(|s| s.part == Part::ImageEncoder && matrix(s.kind)).map(|s| s.len()).sum();
+    let layers = specs.iter().filter(|s| s.part == Part::ImageEncoder && matrix(s.kind)).map(|s| s.len());
+    let (encoder, layer) = (layers.clone().sum::<usize>(), layers.max().unwrap_or(0));
     let trains = |name: &str| specs.iter().any(|s| s.name == name && s.part == Part::ImageEncoder && matrix(s.kind));
     let pass = Pass::of(config, size, activations, &trains);
-    FLOAT * (sums * encoder + pass.peak(1, [0, encoder])) as u64
+    FLOAT * (sums * encoder + pass.peak(1, [0, layer])) as u64
 }
 
 /// Bytes of training what is attached, beside the weights: one step, the moments, and the state that is saved.

@@ -2,22 +2,27 @@
 
 use crate::config::Config;
 use crate::data::{self, Form, Splits};
+use crate::device;
 use crate::error::{Error, Result};
 use crate::image::{Resize, SliceFrame, Spacing};
 use crate::io::nifti;
 use crate::job::{base, forecast};
-use crate::method::{self, Rule, Score};
+use crate::method::{self, Group, Rule, Score, SelectionLoss};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::sam::Activations;
 use crate::model::{Sam, SamConfig};
 use crate::predict::{Preprocessing, prompt_free_logits};
 use crate::progress::Progress;
 use crate::train::batch::{self, Augment, Sample};
+use crate::train::contrast::Contrast;
 use crate::train::loss::loss;
 use crate::tune::gradients;
 use crate::tune::selection::Selection;
+use crate::tune::stability::{Agreement, agreements};
 use burn::tensor::Device;
+use rand::seq::SliceRandom;
 use rayon::prelude::*;
+use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -152,6 +157,20 @@ pub fn tell_spacing(preprocessing: &Preprocessing, config: &Config, form: Form, 
     }
 }
 
+/// A contrastive selection sets pictures against each other.
+///
+/// # Errors
+/// A data error when there is one alone.
+pub fn check_contrast(config: &Config, samples: &[Sample], splits: &Splits) -> Result<()> {
+    let wanted = config.selection_loss == Some(SelectionLoss::Contrastive) && config.selection.is_none();
+    if wanted && samples.len() < 2 {
+        return Err(Error::data("--selection-loss contrastive compares training pictures, and there is one alone")
+            .at(&splits.dataset.root)
+            .hint("give it more pictures, or leave the flag out"));
+    }
+    Ok(())
+}
+
 /// How cases are brought into this network, but for the scale of volumes.
 ///
 /// # Errors
@@ -170,31 +189,135 @@ pub fn preprocessing(config: &Config, sam: &SamConfig) -> Result<Preprocessing> 
     Ok(preprocessing)
 }
 
+/// What a selection alone is made with.
+struct Ready {
+    config: Config,
+    device: device::Chosen,
+    splits: Splits,
+    sam: Sam,
+    about: (String, String),
+    preprocessing: Preprocessing,
+}
+
+impl Ready {
+    fn new(config: &Config, progress: &Progress) -> Result<Ready> {
+        let config = config.clone().settled()?;
+        rule(&config)?;
+        let device = super::device(&config.device, progress)?;
+        let splits = prepare(&config, progress)?;
+        splits.warnings.iter().for_each(|w| progress.warn(w));
+        let checkpoint = base::load(&config.model)?;
+        if let Some(warning) = base::warning(&checkpoint) {
+            progress.warn(warning);
+        }
+        let preprocessing = preprocessing_at_scale(&config, &checkpoint.config, &splits)?;
+        tell_spacing(&preprocessing, &config, splits.dataset.form, progress);
+        let about = about(&checkpoint);
+        let mut sam = checkpoint.into_sam(&device.device);
+        let need = forecast::selection(&sam.config, preprocessing.image_size, sums(&config), Activations::Kept);
+        sam.activations = forecast::activations(config.recompute, need, &device);
+        Ok(Ready { config, device, splits, sam, about, preprocessing })
+    }
+
+    /// The selection from these training cases' samples.
+    fn select(&self, samples: &[Sample], splits: &Splits, progress: &Progress) -> Result<Selection> {
+        check_foreground(samples, splits, &self.preprocessing, progress)?;
+        check_contrast(&self.config, samples, splits)?;
+        select(&self.sam, &self.about, samples, splits, &self.config, progress, &self.device.device)
+    }
+}
+
 /// Runs only the selection and writes it.
 ///
 /// # Errors
 /// What data, weights and gradients answer.
 pub fn run(config: &Config, to: &Path, progress: &Progress) -> Result<Selection> {
-    let config = &config.clone().settled()?;
-    rule(config)?;
-    let device = super::device(&config.device, progress)?;
-    let splits = prepare(config, progress)?;
-    splits.warnings.iter().for_each(|w| progress.warn(w));
-    let checkpoint = base::load(&config.model)?;
-    if let Some(warning) = base::warning(&checkpoint) {
-        progress.warn(warning);
-    }
-    let preprocessing = preprocessing_at_scale(config, &checkpoint.config, &splits)?;
-    tell_spacing(&preprocessing, config, splits.dataset.form, progress);
-    let samples = batch::load(&splits.train, splits.dataset.form, &preprocessing)?;
-    check_foreground(&samples, &splits, &preprocessing, progress)?;
-    let about = about(&checkpoint);
-    let mut sam = checkpoint.into_sam(&device.device);
-    let need = forecast::selection(&sam.config, preprocessing.image_size, sums(config), Activations::Kept);
-    sam.activations = forecast::activations(config.recompute, need, &device);
-    let selection = select(&sam, &about, &samples, &splits, config, progress, &device.device)?;
+    let ready = Ready::new(config, progress)?;
+    let samples = batch::load(&ready.splits.train, ready.splits.dataset.form, &ready.preprocessing)?;
+    let selection = ready.select(&samples, &ready.splits, progress)?;
     selection.save(to)?;
     Ok(selection)
+}
+
+/// How far selections from different halves of the training cases agree.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Stability {
+    /// Method, score, group and loss of the selections.
+    pub method: String,
+    /// See above.
+    pub score: Score,
+    /// See above.
+    pub group: Group,
+    /// See above.
+    pub selection_loss: Option<SelectionLoss>,
+    /// Training cases.
+    pub n_cases: usize,
+    /// Halves, and cases of each.
+    pub halves: usize,
+    /// See above.
+    pub cases_per_half: usize,
+    /// Cases that two halves share, mean over the pairs.
+    pub shared_cases: f64,
+    /// By kind of layer, and of all, last.
+    pub agreements: Vec<Agreement>,
+}
+
+/// Selects from `halves` halves of the training cases, each drawn from the seed by itself, and compares the selections
+/// in pairs. Nothing is written.
+///
+/// # Errors
+/// A usage error for fewer than two halves and for a score that reads no cases; a data error for a single training
+/// case; else as [`run`].
+pub fn stability(config: &Config, halves: usize, progress: &Progress) -> Result<Stability> {
+    if halves < 2 {
+        return Err(Error::usage(format!("--stability {halves}: two halves at least are compared")));
+    }
+    let score = rule(config)?.score;
+    if score.needs().is_empty() {
+        return Err(Error::usage(format!("--stability: score `{score}` reads no cases"))
+            .hint("the selection is the same whichever there are"));
+    }
+    let ready = Ready::new(config, progress)?;
+    let (cases, form) = (&ready.splits.train, ready.splits.dataset.form);
+    if cases.len() < 2 {
+        return Err(
+            Error::data("--stability halves the training cases, and there is one alone").at(&ready.splits.dataset.root)
+        );
+    }
+    let load = |case: &data::Case| batch::load(std::slice::from_ref(case), form, &ready.preprocessing);
+    let samples: Vec<Vec<Sample>> = cases.par_iter().map(load).collect::<Result<_>>()?;
+    let drawn: Vec<Vec<usize>> = (0..halves).map(|half| half_of(cases.len(), ready.config.seed, half)).collect();
+    let mut selections = Vec::new();
+    for (number, half) in drawn.iter().enumerate() {
+        progress.line(format!("half {} of {halves}: {} of {} cases", number + 1, half.len(), cases.len()));
+        let splits = Splits { train: half.iter().map(|i| cases[*i].clone()).collect(), ..ready.splits.clone() };
+        let samples: Vec<Sample> = half.iter().flat_map(|i| samples[*i].iter().cloned()).collect();
+        selections.push(ready.select(&samples, &splits, progress)?);
+    }
+    let pairs = drawn.iter().enumerate().flat_map(|(i, a)| drawn[i + 1..].iter().map(move |b| (a, b)));
+    let shared = pairs.map(|(a, b)| a.iter().filter(|case| b.contains(case)).count()).sum::<usize>();
+    let first = &selections[0];
+    Ok(Stability {
+        method: first.method.clone(),
+        score,
+        group: first.group,
+        selection_loss: first.loss,
+        n_cases: cases.len(),
+        halves,
+        cases_per_half: drawn[0].len(),
+        shared_cases: shared as f64 / (halves * (halves - 1) / 2) as f64,
+        agreements: agreements(&selections, &ready.sam.config.specs()),
+    })
+}
+
+/// A half of `n` cases, in order; of an odd number the smaller.
+fn half_of(n: usize, seed: u64, half: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..n).collect();
+    // A stream of its own, apart from those of order, augmentation, scores and pretraining.
+    order.shuffle(&mut batch::generator(seed, (3 << 61) + half as u64));
+    order.truncate(n / 2);
+    order.sort_unstable();
+    order
 }
 
 /// How the configured method chooses entries.
@@ -208,9 +331,9 @@ fn rule(config: &Config) -> Result<Rule> {
     })
 }
 
-/// How many sums of gradients of the training cases the configured method chooses entries by.
+/// How many buffers of the size of the encoder's matrices the configured method chooses entries from: sums of gradients.
 pub fn sums(config: &Config) -> usize {
-    rule(config).map_or(0, |rule| rule.score.needs().len())
+    rule(config).map_or(0, |rule| gradients::buffers(rule.score.needs()))
 }
 
 /// Ids of the cases that a selection looks at: those of the training, or none.
@@ -235,13 +358,22 @@ pub fn select(
 ) -> Result<Selection> {
     let (method, settings, rule) = (method::find(&config.method)?, config.settings(), rule(config)?);
     if !rule.score.needs().is_empty() {
-        progress.start("selecting", samples.len());
+        progress.start("selecting", samples.len() * gradients::passes(rule.score.needs()));
     }
+    let mut done = 0;
+    let of = config.selection_loss.unwrap_or(SelectionLoss::Task);
+    let mut contrast = Contrast::new(samples, device);
     let chosen = gradients::choose(method, sam, &settings, config.seed, (0..samples.len()).map(Ok), |sam, i| {
-        let batch = batch::batch(samples, &[i], Augment::Off, 0, 0, device);
-        let logits = prompt_free_logits(sam, batch.pixels);
-        progress.at(i + 1, "");
-        Ok(loss(logits, batch.target, batch.valid).total())
+        let loss = match of {
+            SelectionLoss::Task => {
+                let batch = batch::batch(samples, &[i], Augment::Off, 0, 0, device);
+                loss(prompt_free_logits(sam, batch.pixels), batch.target, batch.valid).total()
+            }
+            SelectionLoss::Contrastive => contrast.part(sam, i),
+        };
+        done += 1;
+        progress.at(done, "");
+        Ok(loss)
     });
     progress.end();
     Ok(Selection {
@@ -250,6 +382,7 @@ pub fn select(
         budget: settings.budget,
         score: rule.score,
         group: rule.group,
+        loss: (!rule.score.needs().is_empty()).then_some(of),
         seed: (rule.score == Score::Random).then_some(config.seed),
         base_name: base.0.clone(),
         base_sha256: base.1.clone(),
@@ -260,4 +393,22 @@ pub fn select(
 /// The base's name and hash, as a selection records them.
 pub fn about(checkpoint: &Checkpoint) -> (String, String) {
     (checkpoint.name.clone(), checkpoint.sha256.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_are_drawn_each_for_itself() {
+        let halves: Vec<Vec<usize>> = (0..200).map(|half| half_of(9, 1, half)).collect();
+        assert_eq!(halves[0], half_of(9, 1, 0));
+        assert_ne!(halves[0], half_of(9, 2, 0));
+        assert!(halves.iter().all(|half| half.len() == 4 && half.is_sorted_by(|a, b| a < b)));
+        // Each case in 4 / 9 of them, 89 of 200; the spread is 7.
+        for case in 0..9 {
+            let count = halves.iter().filter(|half| half.contains(&case)).count();
+            assert!((61..=117).contains(&count), "case {case} in {count}");
+        }
+    }
 }

@@ -21,7 +21,7 @@ mod second_order;
 use crate::error::{Error, Result, nearest};
 use crate::model::{Kind, Part, WeightSpec};
 pub use choice::{Budget, Group, OtherScores, Rule};
-pub use score::{Evidence, GradientTable, Score, Sum};
+pub use score::{Evidence, GradientTable, Score, SelectionLoss, Sum};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -188,6 +188,14 @@ pub fn selectable(spec: &WeightSpec) -> bool {
     spec.part == Part::ImageEncoder && matches!(spec.kind, Kind::Linear | Kind::Conv)
 }
 
+/// What a method does with the biases of the encoder's layers whatever the settings say of them; `None` where they decide.
+pub fn fixed_biases(method: &dyn Tuning) -> Option<Change> {
+    let name = "image_encoder.blocks.0.attn.qkv.bias".to_string();
+    let spec = WeightSpec { name, kind: Kind::Bias, part: Part::ImageEncoder, shape: vec![1], prompt_free: true };
+    let change = |biases| method.encoder(&spec, &Settings { biases, ..Settings::default() });
+    Some(change(Train::Yes)).filter(|always| *always == change(Train::No))
+}
+
 /// How a method chooses entries under these settings.
 pub fn rule(method: &dyn Tuning, settings: &Settings) -> Option<Rule> {
     let own = method.rule()?;
@@ -301,6 +309,14 @@ mod tests {
         }
         let error = find("magnitde").err().unwrap();
         assert!(error.hint.unwrap().contains("`magnitude`"));
+    }
+
+    #[test]
+    fn biases_follow_the_settings_where_they_are_no_part_of_the_method() {
+        let fixed = |name: &str| fixed_biases(find(name).unwrap());
+        assert_eq!(["gps", "magnitude", "random", "fisher", "second-order"].map(fixed), [const { None }; 5]);
+        assert_eq!(["full", "bitfit"].map(fixed), [const { Some(Change::Dense) }; 2]);
+        assert_eq!(["decoder", "norm", "neuroada", "sara"].map(fixed), [const { Some(Change::Frozen) }; 4]);
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub enum Score {
     Snr,
     /// ḡ² / (h + λ): twice the loss that the best step of this weight alone takes away (arXiv 2211.15583).
     SecondOrder,
+    /// The same with |h| by differences of gradients instead of the Fisher information: where that is not the Hessian.
+    SecondOrderFd,
     /// |w Σ g|: what the loss changes, to first order, when the weight is taken out.
     GradientWeight,
     /// |w|.
@@ -38,12 +40,13 @@ pub enum Score {
 }
 
 /// Every score by name.
-const SCORES: [(&str, Score); 9] = [
+const SCORES: [(&str, Score); 10] = [
     ("gradient", Score::Gradient),
     ("abs-gradient", Score::AbsGradient),
     ("fisher", Score::Fisher),
     ("snr", Score::Snr),
     ("second-order", Score::SecondOrder),
+    ("second-order-fd", Score::SecondOrderFd),
     ("gradient-weight", Score::GradientWeight),
     ("largest", Score::Largest),
     ("smallest", Score::Smallest),
@@ -62,6 +65,33 @@ impl FromStr for Score {
 
     fn from_str(text: &str) -> Result<Score> {
         named("score", text, &SCORES)
+    }
+}
+
+/// Which loss the gradients are of that scores are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SelectionLoss {
+    /// That of the training: it goes through the decoder.
+    Task,
+    /// GPS's contrastive loss on what the encoder gives: it asks nothing of a decoder that may be untrained.
+    Contrastive,
+}
+
+const LOSSES: [(&str, SelectionLoss); 2] = [("task", SelectionLoss::Task), ("contrastive", SelectionLoss::Contrastive)];
+
+impl fmt::Display for SelectionLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = LOSSES.iter().find(|(_, loss)| loss == self).map(|(name, _)| *name);
+        f.write_str(name.unwrap_or_default())
+    }
+}
+
+impl FromStr for SelectionLoss {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<SelectionLoss> {
+        named("loss of the selection", text, &LOSSES)
     }
 }
 
@@ -84,13 +114,15 @@ pub enum Sum {
     Absolute,
     /// Σ g².
     Square,
+    /// Σ h: the diagonal of the Hessian, by differences of [`Sum::Signed`] at moved weights.
+    Curvature,
 }
 
 impl Sum {
-    /// What one case adds.
+    /// What one case adds; of a curvature, at the moved weights.
     pub fn term(self, gradient: f32) -> f32 {
         match self {
-            Sum::Signed => gradient,
+            Sum::Signed | Sum::Curvature => gradient,
             Sum::Absolute => gradient.abs(),
             Sum::Square => gradient * gradient,
         }
@@ -126,14 +158,14 @@ impl Evidence<'_> {
         }
     }
 
-    /// λ of the second-order score: the mean of the Fisher diagonal over all weights. It keeps a weight that hardly
-    /// has a gradient from being divided by hardly any curvature, and follows the scale of the loss.
+    /// λ of the second-order scores: the mean of h over all weights, in size. It keeps a weight that hardly has a
+    /// gradient from being divided by hardly any curvature, and follows the scale of the loss.
     pub(super) fn damping(&self) -> f64 {
-        let table = self.sums.get(&Sum::Square);
+        let table = self.sums.get(&Sum::Curvature).or_else(|| self.sums.get(&Sum::Square));
         let (mut sum, mut values) = (0f64, 0);
-        for square in table.into_iter().flat_map(BTreeMap::values) {
-            sum += square.iter().map(|v| f64::from(*v)).sum::<f64>();
-            values += square.len();
+        for curvature in table.into_iter().flat_map(BTreeMap::values) {
+            sum += curvature.iter().map(|v| f64::from(v.abs())).sum::<f64>();
+            values += curvature.len();
         }
         sum / (self.cases.max(1) * values.max(1)) as f64
     }
@@ -147,6 +179,7 @@ impl Score {
             Score::AbsGradient => &[Sum::Absolute],
             Score::Fisher => &[Sum::Square],
             Score::Snr | Score::SecondOrder => &[Sum::Signed, Sum::Square],
+            Score::SecondOrderFd => &[Sum::Signed, Sum::Curvature],
             Score::Largest | Score::Smallest | Score::Random => &[],
         }
     }
@@ -162,17 +195,19 @@ impl Score {
     ) -> Result<Option<Vec<f32>>> {
         let sum = |sum| evidence.sum(sum, &spec.name);
         let cases = evidence.cases as f64;
-        let both = |score: &dyn Fn(f64, f64) -> f64| -> Result<Option<Vec<f32>>> {
-            let pairs = sum(Sum::Signed)?.zip(sum(Sum::Square)?);
-            let one = |(signed, square): (&f32, &f32)| score(f64::from(*signed), f64::from(*square)) as f32;
-            Ok(pairs.map(|(signed, square)| signed.iter().zip(square).map(one).collect()))
+        let both = |second: Sum, damping: f64| -> Result<Option<Vec<f32>>> {
+            let pairs = sum(Sum::Signed)?.zip(sum(second)?);
+            let mean = |sum: &f32| f64::from(*sum) / cases;
+            let one = |(signed, second): (&f32, &f32)| newton(mean(signed), mean(second).abs(), damping) as f32;
+            Ok(pairs.map(|(signed, second)| signed.iter().zip(second).map(one).collect()))
         };
         match self {
             Score::Gradient => Ok(sum(Sum::Signed)?.map(|g| g.iter().map(|g| g.abs()).collect())),
             Score::AbsGradient => Ok(sum(Sum::Absolute)?.map(<[f32]>::to_vec)),
             Score::Fisher => Ok(sum(Sum::Square)?.map(<[f32]>::to_vec)),
-            Score::Snr => both(&|g, square| newton(g / cases, square / cases, 0.0)),
-            Score::SecondOrder => both(&|g, square| newton(g / cases, square / cases, damping)),
+            Score::Snr => both(Sum::Square, 0.0),
+            Score::SecondOrder => both(Sum::Square, damping),
+            Score::SecondOrderFd => both(Sum::Curvature, damping),
             Score::GradientWeight => Ok(sum(Sum::Signed)?.map(|g| {
                 let weight = (evidence.weight)(spec);
                 g.iter().zip(&weight).map(|(g, w)| (g * w).abs()).collect()
@@ -232,6 +267,17 @@ mod tests {
         let want = [damped(1.0, 1.0), damped(1.0 / 3.0, 19.0 / 3.0), 0.0, damped(1.0, 3.0)];
         assert_eq!(scores(Score::SecondOrder), want);
         assert_eq!(scores(Score::Random), scores(Score::Random));
+    }
+
+    #[test]
+    fn a_curvature_counts_in_size() {
+        // Two cases: means g = 1, 1, 2 and h = -1, 3, 0; λ is the mean of 1, 3, 0.
+        let table = |values: [f32; 3]| GradientTable::from([("w".to_string(), values.to_vec())]);
+        let sums = [(Sum::Signed, table([2.0, 2.0, 4.0])), (Sum::Curvature, table([-2.0, 6.0, 0.0]))];
+        let evidence = Evidence { cases: 2, sums: sums.into(), weight: &|_| Vec::new(), seed: 0 };
+        let scores = Score::SecondOrderFd.of(&spec(3), 0, &evidence, evidence.damping()).unwrap().unwrap();
+        let third = 4.0 / 3.0;
+        assert_eq!(scores, [1.0 / (1.0 + third), 1.0 / (3.0 + third), 4.0 / third].map(|score| score as f32));
     }
 
     #[test]

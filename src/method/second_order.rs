@@ -7,7 +7,14 @@
 //! Here g is the mean gradient of the training cases and h the diagonal of their empirical Fisher information, the mean
 //! of g²: one first-order pass gives both, and for a log-likelihood it is the Hessian's in expectation. It is damped by
 //! its mean over all weights, so that a weight with hardly any gradient is not divided by hardly any curvature. (The
-//! published code takes h as constant in the runs it reports.) The paper takes 0.5 % of every tensor: `--group tensor
+//! published code takes h as constant in the runs it reports.)
+//!
+//! Where is Fisher's the Hessian? Exactly, for the negative logarithm of a likelihood (cross-entropy, squared error of
+//! unit variance) whose labels are as likely as the network says, where the network is linear in the weight; else the
+//! part of the Hessian that bending of the network itself does not add to. Neither holds of soft IoU, nor of labels that
+//! the network does not expect: there `--method gps --score second-order-fd` is the same method with |h| from
+//! differences of gradients at moved weights (`tune/gradients.rs`). It takes five passes over the training cases instead
+//! of one, and four buffers of the encoder's size instead of two. The paper takes 0.5 % of every tensor: `--group tensor
 //! --ratio 0.005`; the default is GPS's number in every neuron, so that the two differ in their score alone. Biases
 //! train, norms and position tables stay, as for GPS. Mergeable, no cost at inference; one pass forward and backward
 //! over the training cases and two buffers of the encoder's size.

@@ -5,6 +5,7 @@
 //! kept flat, in PyTorch's layout (`[out, in]` for linear layers, `[out, in, kh, kw]` for convolutions), so an index in
 //! a selection or patch means the same here, in a checkpoint and in PyTorch.
 
+use super::kernel::tap::Sink;
 use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -110,6 +111,9 @@ pub struct Weight {
     pub value: Tensor<1>,
     /// Entries trained alone.
     pub chosen: Option<Chosen>,
+    /// Where its gradient goes when it trains as a whole, instead of into the result of backward: on the CPU, where it is
+    /// the matrix of a layer.
+    pub sink: Option<Sink>,
 }
 
 impl Weight {
@@ -233,7 +237,7 @@ impl Weights {
             if let Some(host) = tensors.remove(&spec.name) {
                 let n = host.data.len();
                 let value = Tensor::from_data(TensorData::new(host.data, [n]), device);
-                table.insert(spec.name.clone(), Weight { spec, value, chosen: None });
+                table.insert(spec.name.clone(), Weight { spec, value, chosen: None, sink: None });
             }
         }
         Weights { table }
@@ -261,8 +265,10 @@ impl Weights {
 
     /// The same weights (shared, not copied) as constants: nothing computed from them is recorded for gradients.
     pub fn frozen(&self) -> Weights {
-        let freeze =
-            |w: &Weight| Weight { spec: w.spec.clone(), value: w.value.clone().without_autodiff(), chosen: None };
+        let freeze = |w: &Weight| {
+            let value = w.value.clone().without_autodiff();
+            Weight { spec: w.spec.clone(), value, chosen: None, sink: None }
+        };
         Weights { table: self.table.iter().map(|(name, w)| (name.clone(), freeze(w))).collect() }
     }
 

@@ -1,6 +1,7 @@
 //! The training loop, and the state that makes a stopped run end in the same bytes as one never stopped.
 
 pub mod batch;
+pub mod contrast;
 pub mod loss;
 pub mod pretrain;
 pub mod schedule;

@@ -6,6 +6,7 @@ pub mod gradients;
 pub mod patch;
 pub mod proof;
 pub mod selection;
+pub mod stability;
 
 use crate::method::{Change, Plan};
 use crate::model::Sam;

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Reader, Values, write};
-use crate::method::{Budget, Chosen, Group, Score};
+use crate::method::{Budget, Chosen, Group, Score, SelectionLoss};
 use crate::model::WeightSpec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -23,6 +23,8 @@ pub struct Selection {
     pub score: Score,
     /// Among which weights.
     pub group: Group,
+    /// Of which loss the gradients were; `None` for a score of the weights alone.
+    pub loss: Option<SelectionLoss>,
     /// What random scores were drawn from; `None` for the others.
     pub seed: Option<u64>,
     /// Name of the base model.
@@ -70,6 +72,9 @@ impl Selection {
         if self.group != Group::Neuron {
             note("group", self.group.to_string());
         }
+        if let Some(loss) = self.loss.filter(|loss| *loss != SelectionLoss::Task) {
+            note("selection_loss", loss.to_string());
+        }
         if let Some(seed) = self.seed {
             note("seed", seed.to_string());
         }
@@ -115,14 +120,18 @@ impl Selection {
             (.., k) => Budget::PerNeuron(k.unwrap_or(1.0) as usize),
         };
         let score = notes.get("score").map(|text| text.parse().map_err(|_| read("score", text))).transpose()?;
+        let score: Score = score.unwrap_or(Score::Gradient);
+        let loss = notes.get("selection_loss");
+        let loss = loss.map(|text| text.parse().map_err(|_| read("selection_loss", text))).transpose()?;
         let group = notes.get("group").map(|text| text.parse().map_err(|_| read("group", text))).transpose()?;
         let mut note = |key: &str| notes.remove(key).unwrap_or_default();
         Ok(Selection {
             chosen,
             method: note("method"),
             budget,
-            score: score.unwrap_or(Score::Gradient),
+            score,
             group: group.unwrap_or(Group::Neuron),
+            loss: (!score.needs().is_empty()).then(|| loss.unwrap_or(SelectionLoss::Task)),
             seed: note("seed").parse().ok(),
             base_name: note("base_name"),
             base_sha256: note("base_sha256"),
@@ -190,8 +199,13 @@ impl Overlap {
     /// |A ∩ B| / |A ∪ B|; 1 when both are empty.
     pub fn jaccard(&self) -> f64 {
         let (a, b, both) = self.total();
-        if a + b == 0 { 1.0 } else { both as f64 / (a + b - both) as f64 }
+        jaccard(a as f64, b as f64, both as f64)
     }
+}
+
+/// The same from the numbers of entries.
+pub(super) fn jaccard(a: f64, b: f64, both: f64) -> f64 {
+    if a + b == 0.0 { 1.0 } else { both / (a + b - both) }
 }
 
 #[cfg(test)]
@@ -202,10 +216,11 @@ mod tests {
     fn what_is_written_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("selection.safetensors");
-        for (budget, score, group, seed) in [
-            (Budget::PerNeuron(3), Score::Gradient, Group::Neuron, None),
-            (Budget::Ratio(0.1), Score::Snr, Group::Tensor, None),
-            (Budget::Count(2), Score::Random, Group::Global, Some(u64::MAX)),
+        let (task, contrastive) = (Some(SelectionLoss::Task), Some(SelectionLoss::Contrastive));
+        for (budget, score, group, loss, seed) in [
+            (Budget::PerNeuron(3), Score::Gradient, Group::Neuron, task, None),
+            (Budget::Ratio(0.1), Score::Snr, Group::Tensor, contrastive, None),
+            (Budget::Count(2), Score::Random, Group::Global, None, Some(u64::MAX)),
         ] {
             let selection = Selection {
                 chosen: Chosen::from([("w".to_string(), vec![1, 7])]),
@@ -213,6 +228,7 @@ mod tests {
                 budget,
                 score,
                 group,
+                loss,
                 seed,
                 base_name: "tiny".into(),
                 base_sha256: "aa".into(),
@@ -223,6 +239,7 @@ mod tests {
             let notes = Reader::open(&path).unwrap().notes();
             // A file of GPS's has the notes it always had.
             assert_eq!(notes.contains_key("score") || notes.contains_key("group"), score != Score::Gradient);
+            assert_eq!(notes.contains_key("selection_loss"), loss == contrastive);
         }
     }
 }

@@ -60,6 +60,10 @@ pub(in crate::cli) struct Select {
     /// Overlap of two selections
     #[arg(long, num_args = 2, value_names = ["A", "B"])]
     pub diff: Option<Vec<PathBuf>>,
+    /// How far the selection hangs on which cases there are: overlap of those from N random halves of the training
+    /// cases, beside that of chance; nothing is written
+    #[arg(long, value_name = "N", value_parser = whole, conflicts_with_all = ["diff", "out"])]
+    pub stability: Option<usize>,
 }
 
 /// Flags of one training alone. Names are the keys of the configuration.
@@ -135,14 +139,18 @@ pub(in crate::cli) struct Common {
     /// Weights selected in all, instead of --k
     #[arg(long, value_name = "N", help_heading = "Model and method", value_parser = whole)]
     budget: Option<usize>,
-    /// gradient, abs-gradient, fisher, snr, second-order, gradient-weight, largest, smallest or random [default: the
+    /// gradient, abs-gradient, fisher, snr, second-order, second-order-fd, gradient-weight, largest, smallest or random [default: the
     /// method's own]
     #[arg(long, help_heading = "Model and method")]
     score: Option<String>,
     /// neuron, tensor or global: among which weights the best scores are looked for [default: the method's own]
     #[arg(long, help_heading = "Model and method")]
     group: Option<String>,
-    /// Leave the image encoder's biases as they are
+    /// task or contrastive: of which loss the gradients are that scores are made of; contrastive (foreground against
+    /// background in what the encoder gives) asks nothing of the decoder [default: task]
+    #[arg(long, value_name = "task|contrastive", help_heading = "Model and method")]
+    selection_loss: Option<String>,
+    /// Leave the image encoder's biases as they are, with methods that train them beside what they are named after
     #[arg(long = "no-biases", help_heading = "Model and method")]
     #[serde(rename = "biases", serialize_with = "if_unset")]
     no_biases: bool,

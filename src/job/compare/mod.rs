@@ -107,12 +107,13 @@ impl TryFrom<String> for Size {
 }
 
 /// What changes what comes out, beside method, base, data, steps and learning rate: shared, or a row's own.
-const OPTIONS: [&str; 18] = [
+const OPTIONS: [&str; 19] = [
     "k",
     "ratio",
     "budget",
     "score",
     "group",
+    "selection_loss",
     "biases",
     "decoder",
     "batch",
@@ -213,7 +214,7 @@ impl Request {
     /// The settings that all trainings share and that change what comes out.
     fn options(&self) -> Result<Map<String, Value>> {
         // What results of before these keys do not say is as if it were not said.
-        const LATER: [&str; 4] = ["ratio", "budget", "score", "group"];
+        const LATER: [&str; 5] = ["ratio", "budget", "score", "group", "selection_loss"];
         let mut config = self.config.clone();
         if config.ratio.is_none() && config.budget.is_none() {
             config.k.get_or_insert(1);

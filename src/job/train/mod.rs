@@ -123,7 +123,7 @@ impl Ready {
                 let selection = Selection::load(&path)?;
                 selection.check(&base.config.specs(), &base.sha256).map_err(|e| e.at(&path))?;
                 config = config
-                    .with_selection(selection.budget, selection.score, selection.group)
+                    .with_selection(selection.budget, selection.score, selection.group, selection.loss)
                     .map_err(|e| e.at(&path))?;
                 Some(selection)
             }
@@ -133,6 +133,7 @@ impl Ready {
         let config = select::settled(config, form)?;
         let samples = batch::load(&splits.train, form, &preprocessing)?;
         select::check_foreground(&samples, splits, &preprocessing, progress)?;
+        select::check_contrast(&config, &samples, splits)?;
         let validation = Reference::read(&splits.validation, form, &preprocessing)?;
         Ok((config, Ready { preprocessing, samples, validation, given }))
     }

@@ -25,7 +25,7 @@ pub fn conv3(x: Tensor<4>, weight: &Weight, stride: usize) -> Tensor<4> {
     if !on_cpu(&x) {
         return plain(x, weight, stride);
     }
-    let (leaf, chosen, sparse) = leaf(weight);
+    let (leaf, chosen, sparse) = leaf(&x, weight);
     Tensor::from_dispatch(<Dispatch as Conv>::fused_conv(
         x.into_dispatch(),
         weight.value.clone().into_dispatch(),

@@ -5,6 +5,7 @@
 //!
 //! Patch embedding, neck and 1 × 1 convolutions are linear layers over rearranged pixels, so this file serves them too.
 
+use super::tap::tap;
 use super::{Matrix, Threads, floats, indices, on_cpu, product, tensor};
 use crate::model::weights::{Scope, Weight};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -36,7 +37,7 @@ fn affine<const D: usize>(x: Tensor<D>, weight: &Weight, bias: Option<Tensor<1>>
     let rows: usize = shape[..D - 1].iter().product();
     let device = x.device().without_autodiff();
     let bias = bias.unwrap_or_else(|| Tensor::zeros([out], &device));
-    let (leaf, chosen, sparse) = leaf(weight);
+    let (leaf, chosen, sparse) = leaf(&x, weight);
     let y = Tensor::<2>::from_dispatch(<Dispatch as Linear>::fused_linear(
         x.reshape([rows, fan_in]).into_dispatch(),
         weight.value.clone().into_dispatch(),
@@ -49,13 +50,17 @@ fn affine<const D: usize>(x: Tensor<D>, weight: &Weight, bias: Option<Tensor<1>>
     y.reshape(shape)
 }
 
-/// The tensor that gradients reach, the flat indices of its values in the weight, and whether those are a part of it.
-pub(super) fn leaf(weight: &Weight) -> (Tensor<1>, Tensor<1, Int>, bool) {
+/// The tensor that gradients reach in a layer with input `x`, the flat indices of its values in the weight, and whether those are a part of it.
+pub(super) fn leaf<const D: usize>(x: &Tensor<D>, weight: &Weight) -> (Tensor<1>, Tensor<1, Int>, bool) {
     match &weight.chosen {
         Some(chosen) => (chosen.values.clone(), chosen.flat.clone(), true),
         None => {
             let device = weight.value.device().without_autodiff();
-            (weight.value.clone(), Tensor::zeros([1], &device), false)
+            let leaf = match weight.sink.as_ref().filter(|_| weight.value.is_require_grad()) {
+                Some(sink) => tap(x, weight.value.clone(), sink),
+                None => weight.value.clone(),
+            };
+            (leaf, Tensor::zeros([1], &device), false)
         }
     }
 }

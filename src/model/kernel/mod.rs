@@ -13,6 +13,7 @@ pub mod conv;
 pub mod gelu;
 pub mod linear;
 pub mod norm;
+pub mod tap;
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
