@@ -60,6 +60,8 @@ pub struct Config {
     pub score: Option<Score>,
     /// Among which weights the best are looked for; the method's own by default.
     pub group: Option<Group>,
+    /// Size of what a method adds: rank, width or number; the method's own by default.
+    pub rank: Option<usize>,
     /// Whether the image encoder's biases train.
     pub biases: bool,
     /// Whether the mask decoder trains.
@@ -134,6 +136,7 @@ impl Default for Config {
             budget: None,
             score: None,
             group: None,
+            rank: None,
             biases: true,
             decoder: true,
             selection: None,
@@ -247,6 +250,8 @@ impl Config {
             group: self.group,
             biases: train(self.biases),
             decoder: train(self.decoder),
+            rank: self.rank,
+            seed: self.seed,
         }
     }
 
@@ -258,10 +263,15 @@ impl Config {
     /// The same with what is left to the method filled in: what is written into a run is what was used.
     ///
     /// # Errors
-    /// A usage error for an unknown method.
+    /// A usage error for an unknown method, and for a rank that it does not take.
     pub fn settled(mut self) -> Result<Config> {
         let method = method::find(&self.method)?;
         self.lr.get_or_insert_with(|| method.lr());
+        if self.rank.is_some() && method.rank().is_none() {
+            return Err(Error::usage(format!("--rank does not go with `--method {}`", self.method))
+                .hint("that method adds nothing whose size could be chosen"));
+        }
+        self.rank = self.rank.or(method.rank());
         if let Some(rule) = method.rule() {
             self.score.get_or_insert(rule.score);
             self.group.get_or_insert(rule.group);
@@ -279,13 +289,15 @@ impl Config {
     }
 
     /// The same for one of several methods that share a configuration: what says how entries are chosen is dropped for
-    /// one that chooses none.
+    /// one that chooses none, and so is a rank for one without.
     ///
     /// # Errors
     /// A usage error for an unknown method, and for a score that it does not take.
     pub fn for_method(&self, name: &str) -> Result<Config> {
         let mut config = Config { method: name.to_string(), ..self.clone() };
-        if method::find(name)?.rule().is_none() {
+        let method = method::find(name)?;
+        config.rank = config.rank.filter(|_| method.rank().is_some());
+        if method.rule().is_none() {
             (config.k, config.ratio, config.budget, config.score, config.group) = (None, None, None, None, None);
         }
         config.check_choice()?;
@@ -349,6 +361,9 @@ impl Config {
             let near = nearest(&self.augment, ["mild", "strong", "none"]);
             let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
             return wrong(format!("--augment is `{}`, expected mild, strong or none{near}", self.augment));
+        }
+        if self.rank == Some(0) {
+            return wrong("--rank must be at least 1".into());
         }
         if self.batch == 0 || self.epochs == 0 || self.patience == 0 {
             return wrong("--batch, --epochs and --patience must be at least 1".into());
