@@ -62,6 +62,8 @@ pub struct Config {
     pub group: Option<Group>,
     /// Which loss the gradients of the scores are of; that of the training by default.
     pub selection_loss: Option<SelectionLoss>,
+    /// Size of what a method adds: rank, width or number; the method's own by default.
+    pub rank: Option<usize>,
     /// Whether the image encoder's biases train.
     pub biases: bool,
     /// Whether the mask decoder trains.
@@ -140,6 +142,7 @@ impl Default for Config {
             score: None,
             group: None,
             selection_loss: None,
+            rank: None,
             biases: true,
             decoder: true,
             selection: None,
@@ -254,6 +257,8 @@ impl Config {
             group: self.group,
             biases: train(self.biases),
             decoder: train(self.decoder),
+            rank: self.rank,
+            seed: self.seed,
         }
     }
 
@@ -265,10 +270,15 @@ impl Config {
     /// The same with what is left to the method filled in: what is written into a run is what was used.
     ///
     /// # Errors
-    /// A usage error for an unknown method.
+    /// A usage error for an unknown method, and for a rank that it does not take.
     pub fn settled(mut self) -> Result<Config> {
         let method = method::find(&self.method)?;
         self.lr.get_or_insert_with(|| method.lr());
+        if self.rank.is_some() && method.rank().is_none() {
+            return Err(Error::usage(format!("--rank does not go with `--method {}`", self.method))
+                .hint("that method adds nothing whose size could be chosen"));
+        }
+        self.rank = self.rank.or(method.rank());
         if let Some(rule) = method.rule() {
             self.score.get_or_insert(rule.score);
             self.group.get_or_insert(rule.group);
@@ -289,7 +299,8 @@ impl Config {
     }
 
     /// The same for one of several methods that share a configuration: what says how entries are chosen is dropped for
-    /// one that chooses none, of which loss for one that reads no gradients, `--no-biases` for one that trains no biases anyway.
+    /// one that chooses none, of which loss for one that reads no gradients, a rank for one without, `--no-biases` for one
+    /// that trains no biases anyway.
     ///
     /// # Errors
     /// A usage error for an unknown method, for a score that it does not take, and for `--no-biases` where its biases
@@ -297,6 +308,7 @@ impl Config {
     pub fn for_method(&self, name: &str) -> Result<Config> {
         let mut config = Config { method: name.to_string(), ..self.clone() };
         let method = method::find(name)?;
+        config.rank = config.rank.filter(|_| method.rank().is_some());
         if method.rule().is_none() {
             (config.k, config.ratio, config.budget, config.score, config.group) = (None, None, None, None, None);
         }
@@ -314,7 +326,6 @@ impl Config {
     /// # Errors
     /// A usage error naming `from` and the key.
     pub fn with(&self, settings: &[(String, String)], from: &str) -> Result<Config> {
-        const BUDGETS: [&str; 3] = ["k", "ratio", "budget"];
         if settings.is_empty() {
             return Ok(self.clone());
         }
@@ -400,6 +411,9 @@ impl Config {
             let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
             return wrong(format!("--augment is `{}`, expected mild, strong or none{near}", self.augment));
         }
+        if self.rank == Some(0) {
+            return wrong("--rank must be at least 1".into());
+        }
         if self.batch == 0 || self.epochs == 0 || self.patience == 0 {
             return wrong("--batch, --epochs and --patience must be at least 1".into());
         }
@@ -482,6 +496,9 @@ impl Config {
         }
     }
 }
+
+/// Keys that say how many entries are chosen.
+pub const BUDGETS: [&str; 3] = ["k", "ratio", "budget"];
 
 /// Variables that are no keys of a training.
 const OTHER_VARIABLES: [&str; 4] = ["SEGFT_CACHE", "SEGFT_SHARED", "SEGFT_PARITY_DIR", "SEGFT_FETCH_BASE_URL"];

@@ -118,8 +118,13 @@ fn forecasts() {
     let named = |name: &str, image_size| SamConfig { image_size, ..SamConfig::named(name).unwrap() };
     let kept = [Activations::Kept; 2];
     let both = [Activations::Kept, Activations::Recomputed];
-    let works =
-        [("gps", named("vit_t", 128), both), ("full", named("tiny", 128), both), ("decoder", named("tiny", 128), kept)];
+    let works = [
+        ("gps", named("vit_t", 128), both),
+        ("full", named("tiny", 128), both),
+        ("decoder", named("tiny", 128), kept),
+        ("lora-all", named("vit_t", 128), both),
+        ("ssf", named("vit_t", 128), both),
+    ];
     for (method, config, activations) in works {
         for activations in activations {
             let size = config.image_size;

@@ -145,6 +145,9 @@ fn misfits_name_the_flags() {
         (&["--score", "fischer"], &["--score", "`fisher`"]),
         (&["--group", "globl"], &["--group", "`global`"]),
         (&["--method", "full", "--k", "2"], &["--k", "--method full"]),
+        (&["--method", "lora", "--k", "2"], &["--k", "--method lora"]),
+        (&["--method", "lora", "--rank", "0"], &["--rank"]),
+        (&["--method", "ssf", "--rank", "2"], &["--rank", "--method ssf"]),
         (&["--method", "decoder", "--score", "fisher"], &["--score", "--method decoder"]),
         (&["--method", "decoder", "--selection", "x.safetensors"], &["--selection", "--method decoder"]),
         (&["--method", "bitfit", "--no-biases"], &["--no-biases", "--method bitfit", "would be another"]),
@@ -198,6 +201,11 @@ fn every_method_trains_what_it_says_and_keeps_the_rest() {
             "bitfit" => (0, biases + norms),
             "norm" => (0, 2 * norms),
             "neuroada" | "sara" => (ONE_EACH, ONE_EACH),
+            // Two blocks of width 52: 4 widths of rank 4, 16 widths of rank 4; 22 widths, 2 of the patch embedding and 4
+            // of the neck's.
+            "lora" => (0, 2 * 4 * 52 * 4),
+            "lora-all" => (0, 2 * 16 * 52 * 4),
+            "ssf" => (0, 2 * 22 * 52 + 2 * 52 + 4 * 48),
             _ => (ONE_EACH, ONE_EACH + biases),
         };
         assert_eq!((selected, trained), want, "{name}");

@@ -6,9 +6,11 @@
 
 use crate::config::Recompute;
 use crate::device::{Chosen, available_memory};
+use crate::method::selectable;
 use crate::model::sam::{Activations, Stem};
-use crate::model::{Kind, Part, Sam, SamConfig};
+use crate::model::{Part, Sam, SamConfig};
 use crate::train::Options;
+use std::collections::BTreeSet;
 
 /// Bytes of a number.
 const FLOAT: u64 = 4;
@@ -34,11 +36,10 @@ pub fn activations(wanted: Recompute, need: u64, device: &Chosen) -> Activations
 /// gradient of a layer.
 pub fn selection(config: &SamConfig, size: usize, sums: usize, activations: Activations) -> u64 {
     let specs = config.specs();
-    let matrix = |kind: Kind| matches!(kind, Kind::Linear | Kind::Conv);
-    let layers = specs.iter().filter(|s| s.part == Part::ImageEncoder && matrix(s.kind)).map(|s| s.len());
+    let looked_at = || specs.iter().filter(|s| selectable(s));
+    let layers = looked_at().map(|s| s.len());
     let (encoder, layer) = (layers.clone().sum::<usize>(), layers.max().unwrap_or(0));
-    let trains = |name: &str| specs.iter().any(|s| s.name == name && s.part == Part::ImageEncoder && matrix(s.kind));
-    let pass = Pass::of(config, size, activations, &trains);
+    let pass = Pass::of(config, size, activations, &looked_at().map(|s| s.name.clone()).collect());
     FLOAT * (sums * encoder + pass.peak(1, [0, layer])) as u64
 }
 
@@ -51,8 +52,8 @@ pub fn training(sam: &Sam, size: usize, batch: usize, activations: Activations) 
 
 /// Bytes of one step beside the weights, with the moments that it leaves.
 pub fn step(sam: &Sam, size: usize, batch: usize, activations: Activations) -> u64 {
-    let trains = |name: &str| sam.weights.get(name).is_some_and(|w| w.trained() > 0);
-    let pass = Pass::of(&sam.config, size, activations, &trains);
+    let trained = sam.weights.iter().filter(|(_, w)| w.trained() > 0).map(|(name, _)| name.clone()).collect();
+    let pass = Pass::of(&sam.config, size, activations, &trained);
     let [decoder, encoder] = reached(sam);
     FLOAT * (2 * (decoder + encoder) + pass.peak(batch, [decoder, encoder])) as u64
 }
@@ -149,36 +150,47 @@ impl Pass {
         begin.max(middle).max(batch * self.last + decoder + encoder)
     }
 
-    fn of(config: &SamConfig, size: usize, activations: Activations, trains: &dyn Fn(&str) -> bool) -> Pass {
+    /// `trained`: names of weights that train, added ones among them.
+    fn of(config: &SamConfig, size: usize, activations: Activations, trained: &BTreeSet<String>) -> Pass {
         let side = size / config.patch;
         let (tokens, c, o) = (side * side, config.embed, config.out_chans);
-        let if_trained = |name: &str, numbers: usize| if trains(name) { numbers } else { 0 };
+        let trains = |name: String| trained.contains(&name);
+        let below =
+            |prefix: &str| trained.range(prefix.to_string()..).next().is_some_and(|name| name.starts_with(prefix));
+        // The input of a linear layer whose matrix trains or has another beside it, and the output that is scaled.
+        let linear = |layer: &str, tokens: usize, from: usize, to: usize| {
+            let input = trains(format!("{layer}.weight"))
+                || ["", "q.", "k.", "v."].iter().any(|part| trains(format!("{layer}.{part}lora_a")));
+            let output = trains(format!("{layer}.ssf_scale"));
+            tokens * (if input { from } else { 0 } + if output { to } else { 0 })
+        };
         // Whether anything so far trains: only behind it there is a gradient to compute.
-        let mut tracked = config.specs().iter().take_while(|s| !s.name.contains(".blocks.0.")).any(|s| trains(&s.name));
+        let mut tracked =
+            ["pos_embed", "patch_embed.", "stem."].iter().any(|name| below(&format!("image_encoder.{name}")));
         let mut kept = match &config.stem {
             Some(stem) if tracked => stem_kept(stem, size, c),
             Some(_) => 0,
-            None => if_trained("image_encoder.patch_embed.proj.weight", tokens * 3 * config.patch * config.patch),
+            None => linear("image_encoder.patch_embed.proj", tokens, 3 * config.patch * config.patch, c),
         };
         let (mut inside, mut working): (usize, usize) = (0, 0);
         for i in 0..config.depth {
-            let name = |rest: &str| format!("image_encoder.blocks.{i}.{rest}");
+            let block = format!("image_encoder.blocks.{i}");
             let windowed = if config.global.contains(&i) {
                 tokens
             } else {
                 side.div_ceil(config.window.max(1)).pow(2) * config.window * config.window
             };
-            tracked |= config.specs().iter().any(|s| s.name.starts_with(&name("")) && trains(&s.name));
+            tracked |= below(&format!("{block}."));
             if !tracked {
                 continue;
             }
             let block = 2 * tokens * c
                 + 3 * windowed * c
                 + 4 * tokens * c
-                + if_trained(&name("attn.qkv.weight"), windowed * c)
-                + if_trained(&name("attn.proj.weight"), windowed * c)
-                + if_trained(&name("mlp.lin1.weight"), tokens * c)
-                + if_trained(&name("mlp.lin2.weight"), 4 * tokens * c);
+                + linear(&format!("{block}.attn.qkv"), windowed, c, 3 * c)
+                + linear(&format!("{block}.attn.proj"), windowed, c, c)
+                + linear(&format!("{block}.mlp.lin1"), tokens, c, 4 * c)
+                + linear(&format!("{block}.mlp.lin2"), tokens, 4 * c, c);
             let backward = (10 * tokens * c).max(8 * windowed * c);
             match activations {
                 Activations::Kept => kept += block,
@@ -186,9 +198,9 @@ impl Pass {
             }
             (inside, working) = (inside.max(block), working.max(backward));
         }
-        tracked |= config.specs().iter().any(|s| s.name.starts_with("image_encoder.neck.") && trains(&s.name));
+        tracked |= below("image_encoder.neck.");
         if tracked {
-            kept += if_trained("image_encoder.neck.0.weight", tokens * c) + 3 * tokens * o;
+            kept += linear("image_encoder.neck.0", tokens, c, o) + 3 * tokens * o;
         }
         // The decoder: 15 and 7 times the embedding in its transformer and while it upscales; the loss and the batch.
         let head = 22 * tokens * o + 19 * size * size;
@@ -228,12 +240,19 @@ mod tests {
     #[test]
     fn what_is_not_differentiated_is_not_kept() {
         let config = SamConfig::named("vit_t").unwrap();
-        let pass = |trains: &dyn Fn(&str) -> bool| Pass::of(&config, 256, Activations::Kept, trains).kept;
-        let decoder = pass(&|name| name.starts_with("mask_decoder"));
-        let last = pass(&|name| name.contains("blocks.11."));
-        let all = pass(&|_| true);
+        let names = |trains: &dyn Fn(&str) -> bool| -> BTreeSet<String> {
+            config.specs().into_iter().map(|s| s.name).filter(|name| trains(name)).collect()
+        };
+        let kept = |names: BTreeSet<String>| Pass::of(&config, 256, Activations::Kept, &names).kept;
+        let decoder = kept(names(&|name| name.starts_with("mask_decoder")));
+        let last = kept(names(&|name| name.contains("blocks.11.")));
+        let all = kept(names(&|_| true));
         assert!(decoder < last && last < all, "{decoder} {last} {all}");
-        let less = Pass::of(&config, 256, Activations::Recomputed, &|_| true);
+        // A matrix added to a layer keeps its input, a scale its output: 256 tokens of 192, the last block is global.
+        let [plain, beside, scaled] = ["bias", "q.lora_a", "ssf_scale"]
+            .map(|part| kept(BTreeSet::from([format!("image_encoder.blocks.11.attn.qkv.{part}")])));
+        assert_eq!([beside - plain, scaled - plain], [256 * 192, 3 * 256 * 192]);
+        let less = Pass::of(&config, 256, Activations::Recomputed, &names(&|_| true));
         assert!(less.kept + less.working < all / 2, "{} {}", less.kept, less.working);
     }
 
@@ -271,8 +290,8 @@ mod tests {
         let name = "image_encoder.blocks.5.mlp.lin2.weight";
         sam.weights.get_mut(name).unwrap().train_chosen(&[0, 1, 2], &device);
         let pass = |trains: bool| {
-            let pass = Pass::of(&sam.config, 16, Activations::Kept, &|n| trains && n == name);
-            pass.peak(1, [0, 0])
+            let trained = trains.then(|| name.to_string()).into_iter().collect();
+            Pass::of(&sam.config, 16, Activations::Kept, &trained).peak(1, [0, 0])
         };
         let more = training(&sam, 16, 1, Activations::Kept) - before;
         assert_eq!(more, 4 * (7 * 3 + pass(true) - pass(false)) as u64);

@@ -1,14 +1,16 @@
 //! Fine-tuning methods: pure decisions. A table of weights (and gradients) goes in, a plan comes out.
 //!
-//! A method says which weights train and how; it never sees a network. Attaching the plan, the optimizer, the loop, the
+//! A method says which weights train and how, and which it adds; it never sees a network. Attaching the plan, the optimizer, the loop, the
 //! patch and the report are the same for all of them. A new method is one file here and one line in [`methods`].
 
+mod added;
 mod bitfit;
 pub mod choice;
 mod decoder;
 mod fisher;
 mod full;
 mod gps;
+mod lora;
 mod magnitude;
 mod neuroada;
 mod norm;
@@ -17,16 +19,18 @@ mod random;
 mod sara;
 pub mod score;
 mod second_order;
+mod ssf;
 
 use crate::error::{Error, Result, nearest};
 use crate::model::{Kind, Part, WeightSpec};
+pub use added::Added;
 pub use choice::{Budget, Group, OtherScores, Rule};
 pub use score::{Evidence, GradientTable, Score, SelectionLoss, Sum};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// What happens to one weight.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Change {
     /// Stays, bit for bit.
     Frozen,
@@ -36,6 +40,8 @@ pub enum Change {
     Chosen(Vec<u32>),
     /// Only what is added to the values at these flat indices trains, from zero.
     Bypass(Vec<u32>),
+    /// The base has no such weight: it is added, and every value of it trains.
+    Added(Added),
 }
 
 /// How chosen entries train.
@@ -79,12 +85,20 @@ pub struct Settings {
     pub biases: Train,
     /// The mask decoder, without its IoU head, and the "no mask" embedding.
     pub decoder: Train,
+    /// The size of what is added, instead of the method's own: the rank of matrices, the width of adapters, the number
+    /// of prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<usize>,
+    /// What the start of added weights is drawn from.
+    #[serde(default)]
+    pub seed: u64,
 }
 
 impl Default for Settings {
     /// GPS as its paper trains SAM: one weight a neuron, biases and decoder trained.
     fn default() -> Self {
-        Settings { budget: Budget::PerNeuron(1), score: None, group: None, biases: Train::Yes, decoder: Train::Yes }
+        let (budget, train) = (Budget::PerNeuron(1), Train::Yes);
+        Settings { budget, score: None, group: None, biases: train, decoder: train, rank: None, seed: 0 }
     }
 }
 
@@ -135,6 +149,17 @@ pub trait Tuning {
         }
     }
 
+    /// Weights that are added to the network; none, for most. The network finds them by their names.
+    fn added(&self, specs: &[WeightSpec], settings: &Settings) -> Vec<Added> {
+        let _ = (specs, settings);
+        Vec::new()
+    }
+
+    /// The size of what is added where [`Settings::rank`] asks for none; `None` for a method that has no such size.
+    fn rank(&self) -> Option<usize> {
+        None
+    }
+
     /// A term beside the loss; none, for most.
     fn penalty(&self) -> Option<Penalty> {
         None
@@ -163,6 +188,9 @@ pub fn methods() -> &'static [(&'static str, &'static str, &'static dyn Tuning)]
         ("second-order", "as gps, with the largest squared gradient over curvature", &second_order::SecondOrder),
         ("neuroada", "a bypass, from zero, around the k largest weights per neuron, decoder", &neuroada::NeuroAda),
         ("sara", "the smallest weights of the encoder, from half-way those still small, decoder", &sara::Sara),
+        ("lora", "a matrix of low rank added to queries and values, decoder", &lora::Lora),
+        ("lora-all", "a matrix of low rank added to every linear layer of the encoder, decoder", &lora::LoraAll),
+        ("ssf", "a scale and a shift behind every layer and norm of the encoder, decoder", &ssf::Ssf),
     ]
 }
 
@@ -216,8 +244,8 @@ pub fn choose(
     rule(method, settings).map(|rule| choice::choose(specs, evidence, rule, settings.budget)).transpose()
 }
 
-/// The whole plan: chosen entries, the method's word on the rest of the encoder, and the same rule for every method
-/// outside of it (what a prompt-free single mask depends on trains, unless the decoder is to stay).
+/// The whole plan: chosen entries, the method's word on the rest of the encoder, what it adds, and the same rule for every
+/// method outside of it (what a prompt-free single mask depends on trains, unless the decoder is to stay).
 pub fn plan(method: &dyn Tuning, specs: &[WeightSpec], chosen: Option<&Chosen>, settings: &Settings) -> Plan {
     let change = |spec: &WeightSpec| match (chosen.and_then(|c| c.get(&spec.name)), spec.part) {
         _ if spec.kind == Kind::Buffer => Change::Frozen,
@@ -229,7 +257,8 @@ pub fn plan(method: &dyn Tuning, specs: &[WeightSpec], chosen: Option<&Chosen>, 
         (None, _) if settings.decoder == Train::Yes && spec.prompt_free => Change::Dense,
         (None, _) => Change::Frozen,
     };
-    specs.iter().map(|spec| (spec.name.clone(), change(spec))).collect()
+    let added = method.added(specs, settings).into_iter().map(|a| (a.spec.name.clone(), Change::Added(a)));
+    specs.iter().map(|spec| (spec.name.clone(), change(spec))).chain(added).collect()
 }
 
 /// Trained values of a plan.
@@ -243,14 +272,16 @@ pub struct Counts {
     pub selected_encoder_weights: usize,
     /// Of these, biases of layers.
     pub encoder_biases: usize,
+    /// Of these, values of weights that the base does not have.
+    pub added: usize,
 }
 
-/// Counts a plan's trained values.
+/// Counts a plan's trained values. What is added counts as the encoder's, where all of it is.
 pub fn counts(specs: &[WeightSpec], plan: &Plan) -> Counts {
     let mut counts = Counts::default();
     for spec in specs {
         let (n, alone) = match plan.get(&spec.name) {
-            None | Some(Change::Frozen) => continue,
+            None | Some(Change::Frozen | Change::Added(_)) => continue,
             Some(Change::Dense) => (spec.len(), 0),
             Some(Change::Chosen(indices) | Change::Bypass(indices)) => (indices.len(), indices.len()),
         };
@@ -261,6 +292,13 @@ pub fn counts(specs: &[WeightSpec], plan: &Plan) -> Counts {
             counts.encoder_biases += if spec.kind == Kind::Bias { n } else { 0 };
         }
     }
+    let added = |change: &Change| match change {
+        Change::Added(added) => added.start.len(),
+        _ => 0,
+    };
+    counts.added = plan.values().map(added).sum();
+    counts.trained += counts.added;
+    counts.encoder += counts.added;
     counts
 }
 
@@ -302,6 +340,14 @@ mod tests {
         specs.iter().filter(trains).collect()
     }
 
+    /// Values that a method adds, at a rank.
+    pub(super) fn added_values(method: &dyn Tuning, specs: &[WeightSpec], rank: Option<usize>) -> usize {
+        let settings = Settings { rank, decoder: Train::No, ..Settings::default() };
+        let counts = counts(specs, &plan(method, specs, None, &settings));
+        assert_eq!((counts.added, counts.encoder_biases), (counts.trained, 0), "nothing else trains");
+        counts.added
+    }
+
     #[test]
     fn names_are_found_and_offered() {
         for (name, what, _) in methods() {
@@ -324,7 +370,7 @@ mod tests {
         let specs = [matrix(2, 8)];
         for change in [Change::Chosen(vec![1, 5]), Change::Bypass(vec![1, 5])] {
             let plan = Plan::from([("w".to_string(), change)]);
-            let want = Counts { trained: 2, encoder: 2, selected_encoder_weights: 2, encoder_biases: 0 };
+            let want = Counts { trained: 2, encoder: 2, selected_encoder_weights: 2, encoder_biases: 0, added: 0 };
             assert_eq!(counts(&specs, &plan), want);
         }
         let plan = Plan::from([("w".to_string(), Change::Dense)]);

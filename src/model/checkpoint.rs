@@ -3,7 +3,7 @@
 //! A pickle is parsed, never executed (pytorch-reader). Every name and shape is checked against the configuration
 //! before a value is used: a missing, unexpected or misshaped tensor is an error that names it and the nearest match.
 
-use super::sam::{Activations, Sam, SamConfig};
+use super::sam::{Activations, Sam, SamConfig, added};
 use super::weights::{HostTensor, Kind, Part, WeightSpec, Weights};
 use crate::error::{Error, Result, nearest};
 use crate::io::safetensors::{Reader, Values, to_stream, values};
@@ -28,6 +28,8 @@ pub struct Checkpoint {
     pub sha256: String,
     /// Values by official name: exactly those of the configuration.
     pub tensors: BTreeMap<String, HostTensor>,
+    /// What a fine-tune added beside them; never in a file.
+    pub added: BTreeMap<String, HostTensor>,
 }
 
 /// Names, shapes and container of a checkpoint, read without its values.
@@ -80,7 +82,8 @@ fn checked(mut source: Source, path: &Path) -> Result<Checkpoint> {
         };
         tensors.insert(name, HostTensor { shape, data });
     }
-    Ok(Checkpoint { config, name: String::new(), origin: String::new(), sha256: String::new(), tensors })
+    let (name, origin, sha256, added) = (String::new(), String::new(), String::new(), BTreeMap::new());
+    Ok(Checkpoint { config, name, origin, sha256, tensors, added })
 }
 
 /// Reads only names, shapes and container.
@@ -115,16 +118,28 @@ pub fn random(name: &str, config: SamConfig, seed: u64) -> Checkpoint {
         tensors.insert(spec.name.clone(), HostTensor { shape: spec.shape, data });
     }
     let origin = format!("random initialisation, seed {seed}");
-    let mut checkpoint = Checkpoint { config, name: name.to_string(), origin, sha256: String::new(), tensors };
-    checkpoint.sha256 = content_sha256(&checkpoint.tensors);
-    checkpoint
+    let sha256 = content_sha256(&tensors);
+    Checkpoint { config, name: name.to_string(), origin, sha256, tensors, added: BTreeMap::new() }
 }
 
 impl Checkpoint {
     /// Puts the weights on a device.
     pub fn into_sam(self, device: &Device) -> Sam {
-        let weights = Weights::new(self.config.specs(), self.tensors, device);
+        let mut weights = Weights::new(self.config.specs(), self.tensors, device);
+        for (name, tensor) in self.added {
+            weights.insert(added::spec(&name, tensor.shape), tensor.data, device);
+        }
         Sam { config: self.config, weights, activations: Activations::Kept }
+    }
+
+    /// The same network as an ordinary checkpoint: what was added is folded into the official weights.
+    ///
+    /// # Errors
+    /// As [`added::merge`].
+    pub fn merged(mut self) -> Result<Checkpoint> {
+        added::merge(&mut self.tensors, &self.added)?;
+        self.added.clear();
+        Ok(self)
     }
 
     /// Parameters of the whole network and of its image encoder; buffers are not counted.

@@ -232,15 +232,13 @@ pub struct Weights {
 impl Weights {
     /// Puts checked tensors on a device. `tensors` holds exactly the names and shapes of `specs`.
     pub(crate) fn new(specs: Vec<WeightSpec>, mut tensors: BTreeMap<String, HostTensor>, device: &Device) -> Weights {
-        let mut table = BTreeMap::new();
+        let mut weights = Weights::default();
         for spec in specs {
             if let Some(host) = tensors.remove(&spec.name) {
-                let n = host.data.len();
-                let value = Tensor::from_data(TensorData::new(host.data, [n]), device);
-                table.insert(spec.name.clone(), Weight { spec, value, chosen: None, sink: None });
+                weights.insert(spec, host.data, device);
             }
         }
-        Weights { table }
+        weights
     }
 
     /// The weight of that name.
@@ -251,6 +249,13 @@ impl Weights {
     /// The weight of that name, to change it.
     pub fn get_mut(&mut self, name: &str) -> Option<&mut Weight> {
         self.table.get_mut(name)
+    }
+
+    /// Puts a weight that the configuration does not have beside the others.
+    pub fn insert(&mut self, spec: WeightSpec, values: Vec<f32>, device: &Device) {
+        let n = values.len();
+        let value = Tensor::from_data(TensorData::new(values, [n]), device);
+        self.table.insert(spec.name.clone(), Weight { spec, value, chosen: None, sink: None });
     }
 
     /// Weights in the order of their names.
@@ -305,6 +310,11 @@ impl<'a> Scope<'a> {
     pub fn iter(&self) -> impl Iterator<Item = (&'a String, &'a Weight)> + use<'a> {
         let below = format!("{}.", self.prefix);
         self.weights.table.range(below.clone()..).take_while(move |(name, _)| name.starts_with(&below))
+    }
+
+    /// The weight `prefix.name`, if there is one: what a method may have added.
+    pub fn find(&self, name: &str) -> Option<&'a Weight> {
+        self.weights.get(&format!("{}.{name}", self.prefix))
     }
 
     /// The weight `prefix.name`.

@@ -51,7 +51,7 @@ impl<'a> Course<'a> {
     fn chosen(&self) -> impl Iterator<Item = (&String, &Vec<u32>)> {
         self.plan.iter().filter_map(|(name, change)| match change {
             Change::Chosen(indices) | Change::Bypass(indices) => Some((name, indices)),
-            Change::Frozen | Change::Dense => None,
+            Change::Frozen | Change::Dense | Change::Added(_) => None,
         })
     }
 

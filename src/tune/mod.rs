@@ -12,11 +12,16 @@ use crate::method::{Change, Plan};
 use crate::model::Sam;
 use burn::tensor::Device;
 
-/// Makes exactly what the plan names trainable: the only place that does.
+/// Makes exactly what the plan names trainable, and adds what it adds: the only place that does.
 pub fn attach(sam: &mut Sam, plan: &Plan, device: &Device) {
+    for (_, change) in plan {
+        if let Change::Added(added) = change {
+            sam.weights.insert(added.spec.clone(), added.start.clone(), device);
+        }
+    }
     for (name, weight) in sam.weights.iter_mut() {
         match plan.get(name) {
-            Some(Change::Dense) => weight.train_all(),
+            Some(Change::Dense | Change::Added(_)) => weight.train_all(),
             Some(Change::Chosen(indices)) if !indices.is_empty() => weight.train_chosen(indices, device),
             Some(Change::Bypass(indices)) if !indices.is_empty() => weight.train_bypass(indices, device),
             _ => {}

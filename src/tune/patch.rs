@@ -1,14 +1,14 @@
 //! The patch file: what a fine-tune changed, and all that is needed to use it. The base stays untouched.
 //!
 //! One safetensors file for every method. A part is named after its weight: `NAME#indices`, `NAME#old`, `NAME#new` for
-//! chosen entries, `NAME#dense_old`, `NAME#dense_new` for weights trained as a whole. Values are absolute f32, so
-//! applying and reverting are exact to the bit.
+//! chosen entries, `NAME#dense_old`, `NAME#dense_new` for weights trained as a whole, `NAME#added` for one that the base
+//! does not have, in its shape. Values are absolute f32, so applying and reverting are exact to the bit.
 
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Reader, Values, write};
 use crate::method::{Change, Plan};
 use crate::model::checkpoint::Checkpoint;
-use crate::model::{HostTensor, Weights};
+use crate::model::{HostTensor, Weights, sam};
 use crate::tune::selection::short;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +33,13 @@ pub enum Delta {
     Dense {
         /// Values of the base.
         old: Vec<f32>,
+        /// Trained values.
+        new: Vec<f32>,
+    },
+    /// A weight that the base does not have.
+    Added {
+        /// Its sizes, outermost first.
+        shape: Vec<usize>,
         /// Trained values.
         new: Vec<f32>,
     },
@@ -101,6 +108,11 @@ pub fn changes(old: &BTreeMap<String, Vec<f32>>, trained: &Weights, plan: &Plan)
         };
         deltas.insert(name.clone(), delta);
     }
+    let added = plan.iter().filter(|(_, change)| matches!(change, Change::Added(_)));
+    for (name, weight) in added.filter_map(|(name, _)| Some((name, trained.get(name)?))) {
+        let HostTensor { shape, data: new } = weight.to_host();
+        deltas.insert(name.clone(), Delta::Added { shape, new });
+    }
     deltas
 }
 
@@ -132,17 +144,20 @@ impl Patch {
         ]);
         let mut tensors = BTreeMap::new();
         for (name, delta) in &self.deltas {
-            let mut put = |part: &str, n: usize, values| tensors.insert(format!("{name}#{part}"), (vec![n], values));
+            let mut put = |part: &str, shape: &[usize], values| {
+                tensors.insert(format!("{name}#{part}"), (shape.to_vec(), values));
+            };
             match delta {
                 Delta::Sparse { indices, old, new } => {
-                    put("indices", indices.len(), Values::U32(indices));
-                    put("old", old.len(), Values::F32(old));
-                    put("new", new.len(), Values::F32(new));
+                    put("indices", &[indices.len()], Values::U32(indices));
+                    put("old", &[old.len()], Values::F32(old));
+                    put("new", &[new.len()], Values::F32(new));
                 }
                 Delta::Dense { old, new } => {
-                    put("dense_old", old.len(), Values::F32(old));
-                    put("dense_new", new.len(), Values::F32(new));
+                    put("dense_old", &[old.len()], Values::F32(old));
+                    put("dense_new", &[new.len()], Values::F32(new));
                 }
+                Delta::Added { shape, new } => put("added", shape, Values::F32(new)),
             }
         }
         write(path, &notes, &tensors)
@@ -167,16 +182,18 @@ impl Patch {
         let about = notes.get("about").map(String::as_str).unwrap_or("");
         let about: About =
             serde_json::from_str(about).map_err(|e| Error::weights(format!("patch settings: {e}")).at(path))?;
+        let entries = reader.entries();
         let names: BTreeSet<String> =
-            reader.entries().keys().filter_map(|n| n.split_once('#')).map(|(name, _)| name.to_string()).collect();
+            entries.keys().filter_map(|n| n.split_once('#')).map(|(name, _)| name.to_string()).collect();
         let mut deltas = BTreeMap::new();
         for name in names {
-            let dense = reader.entries().contains_key(&format!("{name}#dense_new"));
-            let delta = if dense {
+            let delta = if entries.contains_key(&format!("{name}#dense_new")) {
                 Delta::Dense {
                     old: reader.floats(&format!("{name}#dense_old"))?,
                     new: reader.floats(&format!("{name}#dense_new"))?,
                 }
+            } else if let Some((_, shape)) = entries.get(&format!("{name}#added")) {
+                Delta::Added { shape: shape.clone(), new: reader.floats(&format!("{name}#added"))? }
             } else {
                 Delta::Sparse {
                     indices: reader.indices(&format!("{name}#indices"))?,
@@ -190,7 +207,8 @@ impl Patch {
         Ok(Patch { about, deltas })
     }
 
-    /// Changes a checkpoint's values in place.
+    /// Changes a checkpoint's values in place. Weights that the base does not have are put beside the others: see
+    /// [`Checkpoint::merged`].
     ///
     /// # Errors
     /// A weights error when the patch was made for another base: by hash on the way there, by the values it left on
@@ -206,18 +224,45 @@ impl Patch {
             ))
             .hint("give the base that it was made for"));
         }
-        for (name, delta) in &self.deltas {
-            let tensor = checkpoint.tensors.get(name);
+        let (added, changed): (Vec<_>, Vec<_>) =
+            self.deltas.iter().partition(|(_, delta)| matches!(delta, Delta::Added { .. }));
+        let added: BTreeMap<String, HostTensor> = added
+            .into_iter()
+            .filter_map(|(name, delta)| match delta {
+                Delta::Added { shape, new } => {
+                    Some((name.clone(), HostTensor { shape: shape.clone(), data: new.clone() }))
+                }
+                _ => None,
+            })
+            .collect();
+        for (name, delta) in &changed {
+            let tensor = checkpoint.tensors.get(*name);
             let tensor = tensor
                 .ok_or_else(|| Error::weights(format!("the patch names `{name}`, the base has no such weight")))?;
             delta.fits(name, tensor, direction)?;
         }
-        for (name, delta) in &self.deltas {
+        match direction {
+            Direction::Apply => {
+                let shapes = added.iter().map(|(name, tensor)| (name.clone(), tensor.shape.clone())).collect();
+                sam::added::check(&checkpoint.config.specs(), &shapes)?;
+                checkpoint.added = added;
+            }
+            Direction::Revert if checkpoint.added == added => checkpoint.added.clear(),
+            Direction::Revert => {
+                return Err(Error::weights("the checkpoint does not have what the patch adds, beside its own weights"));
+            }
+        }
+        for (name, delta) in changed {
             if let Some(tensor) = checkpoint.tensors.get_mut(name) {
                 delta.turn(&mut tensor.data, direction);
             }
         }
         Ok(())
+    }
+
+    /// Whether it has weights that the base does not have.
+    pub fn adds(&self) -> bool {
+        self.deltas.values().any(|delta| matches!(delta, Delta::Added { .. }))
     }
 }
 
@@ -248,8 +293,18 @@ impl Difference {
     pub fn of(a: &Patch, b: &Patch) -> Difference {
         let names: BTreeSet<&String> = a.deltas.keys().chain(b.deltas.keys()).collect();
         let values = |patch: &Patch, name: &String| patch.deltas.get(name).map(Delta::trained).unwrap_or_default();
+        let size = |patch: &Patch, name: &String| match patch.deltas.get(name) {
+            Some(Delta::Added { shape, .. }) => Some(shape.clone()),
+            _ => None,
+        };
         let rows = names.into_iter().map(|name| {
             let (x, y) = (values(a, name), values(b, name));
+            // An index into an added weight of another size means another place.
+            let y = if size(a, name) == size(b, name) || x.is_empty() {
+                y
+            } else {
+                y.into_iter().map(|(i, v)| (i + x.len() as u32, v)).collect()
+            };
             let pairs: Vec<f32> = x.iter().filter_map(|(i, v)| Some((v - y.get(i)?).abs())).collect();
             DifferenceRow {
                 weight: name.clone(),
@@ -280,14 +335,14 @@ impl Delta {
     fn trained(&self) -> BTreeMap<u32, f32> {
         match self {
             Delta::Sparse { indices, new, .. } => indices.iter().copied().zip(new.iter().copied()).collect(),
-            Delta::Dense { new, .. } => (0..).zip(new.iter().copied()).collect(),
+            Delta::Dense { new, .. } | Delta::Added { new, .. } => (0..).zip(new.iter().copied()).collect(),
         }
     }
 
     /// Number of changed values.
     pub fn len(&self) -> usize {
         match self {
-            Delta::Sparse { new, .. } | Delta::Dense { new, .. } => new.len(),
+            Delta::Sparse { new, .. } | Delta::Dense { new, .. } | Delta::Added { new, .. } => new.len(),
         }
     }
 
@@ -296,7 +351,7 @@ impl Delta {
         self.len() == 0
     }
 
-    /// Writes new (or old) values over the weight's.
+    /// Writes new (or old) values over those of the base's weight. There is none under what is added.
     pub fn turn(&self, values: &mut [f32], direction: Direction) {
         let pick = |old, new| if direction == Direction::Apply { new } else { old };
         match self {
@@ -305,6 +360,7 @@ impl Delta {
                 indices.iter().zip(source).for_each(|(i, v)| values[*i as usize] = *v);
             }
             Delta::Dense { old, new } => values.copy_from_slice(pick(old, new)),
+            Delta::Added { .. } => {}
         }
     }
 
@@ -314,6 +370,7 @@ impl Delta {
                 indices.len() == new.len() && old.len() == new.len() && indices.is_sorted_by(|a, b| a < b)
             }
             Delta::Dense { old, new } => old.len() == new.len(),
+            Delta::Added { shape, new } => shape.iter().product::<usize>() == new.len(),
         };
         if ok { Ok(()) } else { Err(Error::weights(format!("parts of `{name}` do not fit each other"))) }
     }
@@ -324,6 +381,7 @@ impl Delta {
         let room = match self {
             Delta::Sparse { indices, .. } => indices.last().is_none_or(|i| (*i as usize) < n),
             Delta::Dense { new, .. } => new.len() == n,
+            Delta::Added { .. } => false,
         };
         if !room {
             return Err(Error::weights(format!("the patch does not fit `{name}` of {n} values")));
@@ -339,6 +397,7 @@ impl Delta {
                 let expected: &Vec<f32> = from(old, new);
                 tensor.data.iter().zip(expected).all(|(a, b)| same(*a, *b))
             }
+            Delta::Added { .. } => false,
         };
         if !starts {
             let what = if direction == Direction::Apply { "the base's" } else { "the fine-tune's" };

@@ -25,7 +25,7 @@ pub fn fingerprints(tensors: &BTreeMap<String, HostTensor>) -> Fingerprints {
 }
 
 /// Compares weights with their fingerprints: trained values are put back to what they were, then every byte of the
-/// weight must be as before. A weight trained as a whole has nothing to compare.
+/// weight must be as before. A weight trained as a whole has nothing to compare, nor has one that was added.
 pub fn compare(before: &Fingerprints, weights: &Weights, deltas: &BTreeMap<String, Delta>) -> Proof {
     let mut proof = Proof { frozen_values: 0, trained_values: 0, moved: Vec::new() };
     for (name, weight) in weights.iter() {
@@ -33,7 +33,7 @@ pub fn compare(before: &Fingerprints, weights: &Weights, deltas: &BTreeMap<Strin
         let trained = delta.map(Delta::len).unwrap_or(0);
         proof.trained_values += trained;
         proof.frozen_values += weight.spec.len() - trained;
-        if matches!(delta, Some(Delta::Dense { .. })) {
+        if matches!(delta, Some(Delta::Dense { .. } | Delta::Added { .. })) {
             continue;
         }
         let mut values = weight.to_host().data;

@@ -66,15 +66,19 @@ pub(in crate::cli) struct Select {
     pub stability: Option<usize>,
 }
 
+/// The help of `--method`: every name.
+fn method_help() -> String {
+    let names: Vec<&str> = crate::method::methods().iter().map(|(name, ..)| *name).collect();
+    format!("{} [default: gps]", names.join(", "))
+}
+
 /// Flags of one training alone. Names are the keys of the configuration.
 #[derive(Args, Debug, Serialize)]
 pub(in crate::cli) struct One {
     /// Cases in all for training and validation
     #[arg(long, value_name = "N", help_heading = "Data", value_parser = whole)]
     sizes: Option<usize>,
-    /// gps, full, decoder, bitfit, norm, magnitude, random, fisher, second-order, neuroada or sara [default:
-    /// gps]
-    #[arg(long, help_heading = "Model and method")]
+    #[arg(long, help = method_help(), help_heading = "Model and method")]
     method: Option<String>,
     /// A selection made before
     #[arg(long, value_name = "FILE", help_heading = "Model and method")]
@@ -150,6 +154,9 @@ pub(in crate::cli) struct Common {
     /// background in what the encoder gives) asks nothing of the decoder [default: task]
     #[arg(long, value_name = "task|contrastive", help_heading = "Model and method")]
     selection_loss: Option<String>,
+    /// Size of what a method adds: rank of lora, width of adapters, number of prompts [default: the method's own]
+    #[arg(long, value_name = "N", help_heading = "Model and method", value_parser = whole)]
+    rank: Option<usize>,
     /// Leave the image encoder's biases as they are, with methods that train them beside what they are named after
     #[arg(long = "no-biases", help_heading = "Model and method")]
     #[serde(rename = "biases", serialize_with = "if_unset")]

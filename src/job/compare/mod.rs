@@ -107,13 +107,14 @@ impl TryFrom<String> for Size {
 }
 
 /// What changes what comes out, beside method, base, data, steps and learning rate: shared, or a row's own.
-const OPTIONS: [&str; 19] = [
+const OPTIONS: [&str; 20] = [
     "k",
     "ratio",
     "budget",
     "score",
     "group",
     "selection_loss",
+    "rank",
     "biases",
     "decoder",
     "batch",
@@ -214,7 +215,7 @@ impl Request {
     /// The settings that all trainings share and that change what comes out.
     fn options(&self) -> Result<Map<String, Value>> {
         // What results of before these keys do not say is as if it were not said.
-        const LATER: [&str; 5] = ["ratio", "budget", "score", "group", "selection_loss"];
+        const LATER: [&str; 6] = ["ratio", "budget", "score", "group", "selection_loss", "rank"];
         let mut config = self.config.clone();
         if config.ratio.is_none() && config.budget.is_none() {
             config.k.get_or_insert(1);

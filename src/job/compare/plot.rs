@@ -1,8 +1,8 @@
 //! A table as a picture: mDice over the values that a row trains in the image encoder. Rows that differ in how many
 //! entries are chosen lie on one line.
 
-use super::row::BUDGETS;
 use super::table::{Row, Table};
+use crate::config::BUDGETS;
 use crate::error::{Error, Result};
 use plotters::coord::Shift;
 use plotters::prelude::*;

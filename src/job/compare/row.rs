@@ -3,9 +3,6 @@
 use crate::config::Config;
 use crate::error::{Error, Result};
 
-/// Keys that say how many entries are chosen.
-pub(super) const BUDGETS: [&str; 3] = ["k", "ratio", "budget"];
-
 /// `METHOD[:KEY=VALUE…][@MODEL]`, as `gps`, `gps@tiny-random`, `gps:k=16`, `gps:score=fisher:group=global`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Row {

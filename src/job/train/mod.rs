@@ -311,7 +311,7 @@ impl Job<'_> {
     fn say_counts(&self, counts: &Counts, encoder: usize, all: usize) {
         let percent = |part: usize, whole: usize| 100.0 * part as f64 / whole as f64;
         self.progress.line(format!(
-            "training     {} of {} weights ({:.2} %); {} of the encoder ({:.3} % of it): {} selected, {} biases, {} others",
+            "training     {} of {} weights ({:.2} %); {} of the encoder ({:.3} % of it): {} selected, {} biases, {} added, {} others",
             counts.trained,
             all,
             percent(counts.trained, all),
@@ -319,7 +319,8 @@ impl Job<'_> {
             percent(counts.encoder, encoder),
             counts.selected_encoder_weights,
             counts.encoder_biases,
-            counts.encoder - counts.selected_encoder_weights - counts.encoder_biases,
+            counts.added,
+            counts.encoder - counts.selected_encoder_weights - counts.encoder_biases - counts.added,
         ));
     }
 
@@ -503,6 +504,7 @@ impl Job<'_> {
             "selected_encoder_weights": counts.selected_encoder_weights,
             "trained_encoder_biases": counts.encoder_biases,
             "trained_encoder_parameters": counts.encoder,
+            "added_parameters": counts.added,
             "encoder_parameters": encoder_parameters,
             "parameters": parameters,
             "seconds_per_step": if steps == 0 { None } else { Some(state.seconds / steps as f64) },

@@ -28,19 +28,43 @@ pub fn project<const D: usize>(x: Tensor<D>, weight: &Weight) -> Tensor<D> {
     affine(x, weight, None)
 }
 
+/// `x · Mᵀ` over the last dimension, by a matrix `[out, fan_in]` that is computed: `[…, fan_in]` → `[…, out]`.
+pub fn by_matrix<const D: usize>(x: Tensor<D>, matrix: Tensor<2>) -> Tensor<D> {
+    let [out, fan_in] = matrix.dims();
+    if !on_cpu(&x) {
+        let mut shape = x.dims();
+        let rows: usize = shape[..D - 1].iter().product();
+        shape[D - 1] = out;
+        return x.reshape([rows, fan_in]).matmul(matrix.transpose()).reshape(shape);
+    }
+    let flat: Tensor<1> = matrix.reshape([out * fan_in]);
+    let chosen = Tensor::zeros([1], &flat.device().without_autodiff());
+    fused(x, [out, fan_in], flat.clone(), (flat, chosen, false), None)
+}
+
 fn affine<const D: usize>(x: Tensor<D>, weight: &Weight, bias: Option<Tensor<1>>) -> Tensor<D> {
     if !on_cpu(&x) {
         return plain(x, weight, bias);
     }
     let (out, fan_in) = weight.spec.matrix();
+    let leaf = leaf(&x, weight);
+    fused(x, [out, fan_in], weight.value.clone(), leaf, bias)
+}
+
+fn fused<const D: usize>(
+    x: Tensor<D>,
+    [out, fan_in]: [usize; 2],
+    weight: Tensor<1>,
+    (leaf, chosen, sparse): (Tensor<1>, Tensor<1, Int>, bool),
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
     let mut shape = x.dims();
     let rows: usize = shape[..D - 1].iter().product();
     let device = x.device().without_autodiff();
     let bias = bias.unwrap_or_else(|| Tensor::zeros([out], &device));
-    let (leaf, chosen, sparse) = leaf(&x, weight);
     let y = Tensor::<2>::from_dispatch(<Dispatch as Linear>::fused_linear(
         x.reshape([rows, fan_in]).into_dispatch(),
-        weight.value.clone().into_dispatch(),
+        weight.into_dispatch(),
         leaf.into_dispatch(),
         bias.into_dispatch(),
         chosen.into_dispatch(),
@@ -50,7 +74,8 @@ fn affine<const D: usize>(x: Tensor<D>, weight: &Weight, bias: Option<Tensor<1>>
     y.reshape(shape)
 }
 
-/// The tensor that gradients reach in a layer with input `x`, the flat indices of its values in the weight, and whether those are a part of it.
+/// The tensor that gradients reach in a layer with input `x`, the flat indices of its values in the weight, and whether
+/// those are a part of it.
 pub(super) fn leaf<const D: usize>(x: &Tensor<D>, weight: &Weight) -> (Tensor<1>, Tensor<1, Int>, bool) {
     match &weight.chosen {
         Some(chosen) => (chosen.values.clone(), chosen.flat.clone(), true),

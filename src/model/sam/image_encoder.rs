@@ -4,12 +4,12 @@
 //! tables themselves stay as they were loaded.
 
 use super::config::{SamConfig, Stem};
-use super::layers::{norm, squares};
+use super::layers::{linear, norm, squares};
 use super::recompute::recomputed;
 use crate::model::kernel::attention::self_attention;
 use crate::model::kernel::conv::conv3;
 use crate::model::kernel::gelu::gelu;
-use crate::model::kernel::linear::{linear, project};
+use crate::model::kernel::linear::project;
 use crate::model::resize;
 use crate::model::weights::{Scope, Weights};
 use burn::tensor::Tensor;

@@ -1,13 +1,35 @@
 //! The small layers that encoder and decoder share.
 
-use crate::model::kernel::linear::linear;
+use super::added::{low_rank, scale_shift};
+use crate::model::kernel::linear::{self, by_matrix, project};
 use crate::model::kernel::norm;
 use crate::model::weights::{Scope, Weight};
 use burn::tensor::{Tensor, activation};
 
-/// Layer norm over the last dimension.
+/// Layer norm over the last dimension, with what a method may have added: γ ⊙ y + β is a norm with another scale and
+/// shift.
 pub(super) fn norm<const D: usize>(x: Tensor<D>, scope: &Scope<'_>, epsilon: f64) -> Tensor<D> {
-    norm::norm(x, scope.get("weight").value.clone(), scope.get("bias").value.clone(), epsilon)
+    let (weight, bias) = (scope.get("weight").value.clone(), scope.get("bias").value.clone());
+    match scale_shift(scope) {
+        None => norm::norm(x, weight, bias, epsilon),
+        Some([scale, shift]) => norm::norm(x, scale.clone() * weight, scale * bias + shift, epsilon),
+    }
+}
+
+/// Linear layer over the last dimension, with what a method may have added: γ ⊙ (W x + B A x + b) + β.
+pub(super) fn linear<const D: usize>(x: Tensor<D>, scope: &Scope<'_>) -> Tensor<D> {
+    let low_rank = low_rank(scope).map(|[a, b]| by_matrix(by_matrix(x.clone(), a), b));
+    let with_low_rank = |y: Tensor<D>| match low_rank {
+        None => y,
+        Some(more) => y + more,
+    };
+    match scale_shift(scope) {
+        None => with_low_rank(linear::linear(x, scope)),
+        Some([scale, shift]) => {
+            let bias = scale.clone() * scope.get("bias").value.clone() + shift;
+            with_low_rank(project(x, scope.get("weight"))) * scale.unsqueeze() + bias.unsqueeze()
+        }
+    }
 }
 
 /// Three linear layers with ReLU between: hypernetworks and IoU head. `[…, in]` → `[…, out]`.

@@ -1,5 +1,6 @@
 //! Segment Anything (Kirillov et al., arXiv 2304.02643): image encoder, prompt encoder, mask decoder.
 
+pub mod added;
 mod cache;
 pub mod config;
 pub mod image_encoder;
@@ -9,6 +10,7 @@ pub mod prompt_encoder;
 mod recompute;
 mod transformer;
 
+pub use added::Addition;
 pub use cache::{Cache, Counts};
 pub use config::{SamConfig, Stem};
 pub use image_encoder::{Activations, Embedding};

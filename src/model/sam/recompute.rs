@@ -3,8 +3,9 @@
 //!
 //! The same operations on the same values in the same order: gradients are equal to the bit.
 
+use super::added::Addition;
 use super::image_encoder::{Block, block};
-use crate::model::weights::{Scope, Weights};
+use crate::model::weights::{Scope, Weight, Weights};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
@@ -15,6 +16,9 @@ use std::marker::PhantomData;
 
 /// Weights of a block: two norms, four linear layers, two tables of positions.
 const WEIGHTS: usize = 14;
+
+/// What a block's step in the graph depends on: its input, its weights, and those that a method added, as one.
+const INPUTS: usize = 1 + WEIGHTS + 1;
 
 /// As [`block`], and gradients with it; between the passes only the input is kept.
 pub(super) fn recomputed(x: Tensor<4>, scope: &Scope<'_>, sizes: Block) -> Tensor<4> {
@@ -55,13 +59,17 @@ where
         sizes,
     };
     let y = again.run(again.x.clone());
-    let weights: Vec<NodeGuard> = scope.iter().map(|(_, weight)| node::<B, 1>(weight.leaf().clone())).collect();
+    let leaf = |(_, weight): (_, &Weight)| weight.leaf().clone();
+    let mut nodes = vec![node::<B, 4>(x)];
+    nodes.extend(scope.iter().filter(|(name, _)| !is_added(name)).map(leaf).map(node::<B, 1>));
+    // How many are added is the method's affair: end to end they are one input, and the graph around takes its
+    // gradient apart again.
+    let added: Vec<Tensor<1>> =
+        scope.iter().filter(|(name, _)| is_added(name)).map(leaf).map(Tensor::autodiff).collect();
+    let added = if added.is_empty() { Tensor::zeros([1], &again.x.device()) } else { Tensor::cat(added, 0) };
+    nodes.push(node::<B, 1>(added));
     #[expect(clippy::expect_used, reason = "the configuration's table gives every block the same weights")]
-    let weights: [NodeGuard; WEIGHTS] = weights.try_into().expect("the weights of a block");
-    let mut weights = weights.into_iter();
-    let mut x = Some(node::<B, 4>(x));
-    #[expect(clippy::expect_used, reason = "as many as were counted")]
-    let nodes = std::array::from_fn(|_| x.take().or_else(|| weights.next()).expect("an input"));
+    let nodes: [NodeGuard; INPUTS] = nodes.try_into().ok().expect("the weights of a block");
     let output = primitive::<B, 4>(y);
     Tensor::from_primitive::<Autodiff<B>>(
         match Rerun(PhantomData::<B>).prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
@@ -69,6 +77,11 @@ where
             OpsKind::UnTracked(prep) => prep.finish(output),
         },
     )
+}
+
+/// Whether a method added the weight of that name.
+fn is_added(name: &str) -> bool {
+    Addition::of(name).is_some()
 }
 
 /// The place of a tensor in the graph; of a constant, one without gradient.
@@ -88,36 +101,49 @@ where
     tensor.try_into_primitive::<B>().expect("a tensor of this backend")
 }
 
-/// The step in the graph. Its inputs: the block's input, then its weights in the order of their names.
+/// The step in the graph. Its inputs: the block's input, then its weights in the order of their names, then those that a
+/// method added, end to end.
 #[derive(Debug)]
 struct Rerun<B>(PhantomData<B>);
 
-impl<B: Backend> Backward<B, { 1 + WEIGHTS }> for Rerun<B>
+impl<B: Backend> Backward<B, INPUTS> for Rerun<B>
 where
     DispatchTensor: DispatchKindConversion<B> + DispatchKindConversion<Autodiff<B>>,
 {
     type State = Again;
 
-    fn backward(self, ops: Ops<Again, { 1 + WEIGHTS }>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Again, INPUTS>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = Tensor::<4>::from_primitive::<B>(grads.consume::<B>(&ops.node));
-        let (mut again, [x_node, weight_nodes @ ..]) = (ops.state, ops.parents);
+        let (mut again, [x_node, weight_nodes @ .., added_node]) = (ops.state, ops.parents);
         let x = match x_node {
             Some(_) => again.x.clone().autodiff().require_grad(),
             None => again.x.clone(),
         };
-        let tracked = |(node, _): &(Option<_>, _)| Option::is_some(node);
-        for (_, (_, weight)) in weight_nodes.iter().cloned().zip(again.weights.iter_mut()).filter(tracked) {
-            weight.track();
+        let mut nodes = weight_nodes.iter();
+        for (name, weight) in again.weights.iter_mut() {
+            let wanted = if is_added(name) { added_node.is_some() } else { nodes.next().is_some_and(Option::is_some) };
+            if wanted {
+                weight.track();
+            }
         }
         // The gradient of Σ y · dy by y is dy itself.
         let mut inner = (again.run(x.clone()) * dy).sum().backward();
         if let (Some(node), Some(gradient)) = (x_node, x.grad_remove(&mut inner)) {
             grads.register::<B>(node.id, primitive::<B, 4>(gradient));
         }
-        for (node, (_, weight)) in weight_nodes.into_iter().zip(again.weights.iter()) {
-            if let (Some(node), Some(gradient)) = (node, weight.leaf().grad_remove(&mut inner)) {
+        let mut nodes = weight_nodes.into_iter();
+        let mut added = Vec::new();
+        for (name, weight) in again.weights.iter() {
+            let gradient = weight.leaf().grad_remove(&mut inner);
+            if is_added(name) {
+                let nothing = || Tensor::zeros(weight.leaf().dims(), &again.x.device());
+                added.push(gradient.unwrap_or_else(nothing));
+            } else if let (Some(Some(node)), Some(gradient)) = (nodes.next(), gradient) {
                 grads.register::<B>(node.id, primitive::<B, 1>(gradient));
             }
+        }
+        if let Some(node) = added_node {
+            grads.register::<B>(node.id, primitive::<B, 1>(Tensor::cat(added, 0)));
         }
     }
 }

@@ -1,0 +1,193 @@
+//! Weights that fine-tuning methods add to the image encoder. They stand in the table beside the official ones, and the
+//! network looks for them by name: without them it computes what it always did, to the bit.
+//!
+//! | family | weights, `OWNER.` before each | owner |
+//! |---|---|---|
+//! | [`Addition::LowRank`] | `lora_a` `[r, in]`, `lora_b` `[out, r]` | a linear layer, or `q`, `k`, `v` below `attn.qkv` |
+//! | [`Addition::ScaleShift`] | `ssf_scale` `[out]`, `ssf_shift` `[out]` | a layer with a bias, or a norm |
+//!
+//! Some of them fold into the official weights ([`merge`]), others cannot: those fine-tunes are a base and a patch.
+
+use crate::error::{Error, Result, nearest};
+use crate::model::weights::{HostTensor, Kind, Part, Scope, WeightSpec};
+use burn::tensor::Tensor;
+use std::collections::BTreeMap;
+
+/// What weights are added, and what they compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Addition {
+    /// W x + B A x.
+    LowRank,
+    /// γ ⊙ y + β of a layer's output y.
+    ScaleShift,
+}
+
+/// Every family and the last parts of its names; the first one's outermost size is the family's own: a rank, a width, a
+/// number.
+const FAMILIES: [(Addition, &[&str]); 2] =
+    [(Addition::LowRank, &["lora_a", "lora_b"]), (Addition::ScaleShift, &["ssf_scale", "ssf_shift"])];
+
+/// The thirds of `attn.qkv`'s rows.
+const THIRDS: [&str; 3] = ["q", "k", "v"];
+
+impl Addition {
+    /// The family of an added weight, and its owner; `None` for an official name.
+    pub fn of(name: &str) -> Option<(Addition, &str)> {
+        let owner = |part: &&str| name.strip_suffix(*part).and_then(|owner| owner.strip_suffix('.'));
+        FAMILIES.into_iter().find_map(|(family, parts)| Some((family, parts.iter().find_map(owner)?)))
+    }
+
+    /// The weights of the family at this owner, in the order of the table above; `None` where the network would not look
+    /// for them. `size` is the rank; a scale and shift have their owner's.
+    pub fn weights(self, owner: &str, specs: &[WeightSpec], size: usize) -> Option<Vec<WeightSpec>> {
+        let find = |name: String| specs.iter().find(|s| s.name == name && s.part == Part::ImageEncoder);
+        let shapes: Vec<Vec<usize>> = match self {
+            Addition::LowRank => {
+                let third =
+                    owner.rsplit_once('.').filter(|(layer, last)| layer.ends_with(".qkv") && THIRDS.contains(last));
+                let weight = find(format!("{}.weight", third.map_or(owner, |(layer, _)| layer)))?;
+                let (out, fan_in) = weight.matrix();
+                let out = if third.is_some() { out / THIRDS.len() } else { out };
+                (weight.kind == Kind::Linear).then(|| vec![vec![size, fan_in], vec![out, size]])?
+            }
+            Addition::ScaleShift => {
+                let (weight, _) = (find(format!("{owner}.weight"))?, find(format!("{owner}.bias"))?);
+                let scaled = matches!(weight.kind, Kind::Linear | Kind::Norm) || owner.ends_with("patch_embed.proj");
+                scaled.then(|| vec![vec![weight.matrix().0]; 2])?
+            }
+        };
+        let parts = FAMILIES.iter().find(|(family, _)| *family == self).map(|(_, parts)| *parts)?;
+        let spec = |(part, shape): (&&str, Vec<usize>)| spec(&format!("{owner}.{part}"), shape);
+        Some(parts.iter().zip(shapes).map(spec).collect())
+    }
+}
+
+/// What is known of an added weight by its name.
+pub fn spec(name: &str, shape: Vec<usize>) -> WeightSpec {
+    let kind = match Addition::of(name) {
+        Some((Addition::ScaleShift, _)) => Kind::Norm,
+        _ => Kind::Linear,
+    };
+    WeightSpec { name: name.to_string(), kind, part: Part::ImageEncoder, shape, prompt_free: true }
+}
+
+/// Whether the network would find every one of these weights, whole families, in their shapes.
+///
+/// # Errors
+/// A weights error naming the first that it would not: looking for what may be there, it would pass over a misspelt one.
+pub fn check(specs: &[WeightSpec], added: &BTreeMap<String, Vec<usize>>) -> Result<()> {
+    for (name, shape) in added {
+        let unknown = || {
+            let near = nearest(name, specs.iter().map(|s| s.name.as_str()));
+            Error::weights(format!("`{name}` is no weight that can be added to this network")).hint(
+                near.map(|n| format!("nearest: `{n}`")).unwrap_or_else(|| "the patch is of another version".into()),
+            )
+        };
+        let (family, owner) = Addition::of(name).ok_or_else(unknown)?;
+        let parts = FAMILIES.iter().find(|(f, _)| *f == family).map(|(_, parts)| *parts).unwrap_or_default();
+        let first = parts.first().and_then(|part| added.get(&format!("{owner}.{part}")));
+        let size = first.and_then(|shape| shape.first()).copied().unwrap_or(0);
+        let all = family.weights(owner, specs, size).ok_or_else(unknown)?;
+        if let Some(missing) = all.iter().find(|spec| !added.contains_key(&spec.name)) {
+            return Err(Error::weights(format!("`{name}` is added without `{}`", missing.name)));
+        }
+        if let Some(wrong) = all.iter().find(|spec| spec.name == *name && (spec.shape != *shape || spec.is_empty())) {
+            return Err(Error::weights(format!("`{name}` has shape {shape:?}, expected {:?}", wrong.shape)));
+        }
+    }
+    Ok(())
+}
+
+/// Folds added weights into the official ones, which then compute the same by themselves, to rounding: W + B A first, then
+/// γ ⊙ W and γ ⊙ b + β, as the network computes them. `added` is [`check`]ed.
+///
+/// # Errors
+/// A usage error naming a weight that no official one can take up; nothing is changed then.
+pub fn merge(tensors: &mut BTreeMap<String, HostTensor>, added: &BTreeMap<String, HostTensor>) -> Result<()> {
+    if let Some(name) = added.keys().find(|name| !Addition::of(name).is_some_and(|(family, _)| family.folds())) {
+        return Err(Error::usage(format!(
+            "`{name}` was added to the network: an ordinary checkpoint has no place for it"
+        ))
+        .hint("keep the base and the patch: `segft export --patch`, and predict with the run"));
+    }
+    let of = |family: Addition, part: &'static str| {
+        added.iter().filter_map(move |(name, tensor)| {
+            let (_, owner) = Addition::of(name).filter(|(f, _)| *f == family)?;
+            Some((owner, tensor)).filter(|_| name.ends_with(part))
+        })
+    };
+    for (owner, a) in of(Addition::LowRank, "lora_a") {
+        let Some(b) = added.get(&format!("{owner}.lora_b")) else { continue };
+        let (rank, fan_in) = (a.shape[0], a.shape[1]);
+        let third =
+            owner.rsplit_once('.').and_then(|(layer, last)| Some((layer, THIRDS.iter().position(|t| *t == last)?)));
+        let (layer, first) = third.map_or((owner, 0), |(layer, third)| (layer, third * b.shape[0]));
+        let Some(weight) = tensors.get_mut(&format!("{layer}.weight")) else { continue };
+        let rows = weight.data.chunks_exact_mut(fan_in).skip(first);
+        for (row, b) in rows.zip(b.data.chunks_exact(rank)) {
+            for (at, value) in row.iter_mut().enumerate() {
+                let product: f64 = (0..rank).map(|r| f64::from(b[r]) * f64::from(a.data[r * fan_in + at])).sum();
+                *value = (f64::from(*value) + product) as f32;
+            }
+        }
+    }
+    for (owner, scale) in of(Addition::ScaleShift, "ssf_scale") {
+        let Some(shift) = added.get(&format!("{owner}.ssf_shift")) else { continue };
+        if let Some(weight) = tensors.get_mut(&format!("{owner}.weight")) {
+            let fan_in = weight.data.len() / scale.data.len();
+            let rows = weight.data.chunks_exact_mut(fan_in).zip(&scale.data);
+            rows.for_each(|(row, scale)| row.iter_mut().for_each(|v| *v *= scale));
+        }
+        if let Some(bias) = tensors.get_mut(&format!("{owner}.bias")) {
+            let rows = bias.data.iter_mut().zip(&scale.data).zip(&shift.data);
+            rows.for_each(|((bias, scale), shift)| *bias = bias.mul_add(*scale, *shift));
+        }
+    }
+    Ok(())
+}
+
+impl Addition {
+    /// Whether official weights can take it up.
+    pub fn folds(self) -> bool {
+        match self {
+            Addition::LowRank | Addition::ScaleShift => true,
+        }
+    }
+}
+
+/// A and B of a layer, those of thirds of its rows put together; `None` without any.
+pub(super) fn low_rank(scope: &Scope<'_>) -> Option<[Tensor<2>; 2]> {
+    let pair = |scope: &Scope<'_>| Some([scope.find("lora_a")?.shaped::<2>(), scope.find("lora_b")?.shaped::<2>()]);
+    if let Some(pair) = pair(scope) {
+        return Some(pair);
+    }
+    let thirds = THIRDS.map(|third| pair(&scope.at(third)));
+    let rank: usize = thirds.iter().flatten().map(|[a, _]| a.dims()[0]).sum();
+    let [rows, _] = thirds.iter().flatten().next()?[1].dims();
+    // B has the thirds' rows below and their columns beside each other, zeros elsewhere.
+    let device = thirds.iter().flatten().next()?[0].device();
+    let zeros = |columns: usize| Tensor::<2>::zeros([rows, columns], &device);
+    let mut before = 0;
+    let mut below = Vec::new();
+    for third in &thirds {
+        let Some([_, b]) = third else {
+            below.push(zeros(rank));
+            continue;
+        };
+        let width = b.dims()[1];
+        let parts = [
+            (before > 0).then(|| zeros(before)),
+            Some(b.clone()),
+            (before + width < rank).then(|| zeros(rank - before - width)),
+        ];
+        below.push(Tensor::cat(parts.into_iter().flatten().collect(), 1));
+        before += width;
+    }
+    let a = thirds.into_iter().flatten().map(|[a, _]| a).collect();
+    Some([Tensor::cat(a, 0), Tensor::cat(below, 0)])
+}
+
+/// γ and β of a layer or norm.
+pub(super) fn scale_shift(scope: &Scope<'_>) -> Option<[Tensor<1>; 2]> {
+    Some([scope.find("ssf_scale")?.value.clone(), scope.find("ssf_shift")?.value.clone()])
+}

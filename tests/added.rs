@@ -1,0 +1,312 @@
+//! Methods that add weights to the network: where they start, what they compute, and what becomes of them in files.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
+
+mod common;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use common::{QUICK, discs, fails, ok, small_checkpoint, small_config};
+use segft::method::{self, Added, Change, Plan, Settings, Train, Tuning};
+use segft::model::checkpoint::{self, Checkpoint};
+use segft::model::sam::{Activations, Addition};
+use segft::model::weights::to_vec;
+use segft::model::{Sam, WeightSpec};
+use segft::predict::prompt_free_logits;
+use segft::train::loss;
+use segft::tune::patch::{self, About, Direction, Patch};
+use segft::tune::{adam::Adam, attach, proof};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Methods that add something.
+const ADDING: [&str; 3] = ["lora", "lora-all", "ssf"];
+/// Those of them that start as the base.
+const FROM_ZERO: [&str; 2] = ["lora", "lora-all"];
+
+fn base() -> Checkpoint {
+    checkpoint::random("small", small_config(), 3)
+}
+
+fn wave(shape: [usize; 4], step: f32) -> Tensor<4> {
+    let n = shape.iter().product::<usize>();
+    let values: Vec<f32> = (0..n).map(|i| (i as f32 * step).sin()).collect();
+    Tensor::from_data(TensorData::new(values, shape), &Device::flex())
+}
+
+/// Of two pictures that fill the small SAM's square.
+fn logits(sam: &Sam) -> Vec<f32> {
+    to_vec(prompt_free_logits(sam, wave([2, 3, 72, 72], 0.377)).without_autodiff())
+}
+
+fn loss(sam: &Sam) -> Tensor<1> {
+    let target = wave([2, 1, 72, 72], 0.05).greater_elem(0.5).float();
+    loss::loss(prompt_free_logits(sam, wave([2, 3, 72, 72], 0.377)), target.clone(), target.ones_like()).total()
+}
+
+fn settings() -> Settings {
+    Settings { decoder: Train::No, seed: 5, ..Settings::default() }
+}
+
+fn plan(method: &dyn Tuning) -> Plan {
+    method::plan(method, &base().config.specs(), None, &settings())
+}
+
+fn attached(plan: &Plan) -> Sam {
+    let mut sam = base().into_sam(&Device::flex());
+    attach(&mut sam, plan, &Device::flex());
+    sam
+}
+
+/// So many steps of Adam; the losses before each of them.
+fn train(sam: &mut Sam, steps: usize, lr: f64) -> Vec<f32> {
+    let mut adam = Adam::new(1e-8);
+    let step = |sam: &mut Sam| {
+        let loss = loss(sam);
+        let value = to_vec(loss.clone())[0];
+        adam.step(&mut sam.weights, &mut loss.backward(), lr);
+        value
+    };
+    std::iter::repeat_with(|| ()).take(steps).scan((sam, step), |(sam, step), ()| Some(step(sam))).collect()
+}
+
+fn patched(sam: &Sam, plan: &Plan, old: &BTreeMap<String, Vec<f32>>) -> Patch {
+    let about = About {
+        method: "toy".into(),
+        base_name: "small".into(),
+        base_model: "small".into(),
+        base_sha256: base().sha256,
+        form: segft::data::Form::Pictures,
+        preprocessing: segft::predict::Preprocessing::new(72),
+        threshold: 0.5,
+        settings: settings(),
+    };
+    Patch { about, deltas: patch::changes(old, &sam.weights, plan) }
+}
+
+#[test]
+fn the_start_is_the_base_and_training_leaves_it() {
+    let untouched = logits(&base().into_sam(&Device::flex()));
+    for name in ADDING {
+        let plan = plan(method::find(name).unwrap());
+        let mut sam = attached(&plan);
+        let same = logits(&sam) == untouched;
+        assert_eq!(same, FROM_ZERO.contains(&name), "{name}");
+        let losses = train(&mut sam, 12, method::find(name).unwrap().lr());
+        assert!(losses[11] < losses[0] - 1e-3, "{name}: {losses:?}");
+        // Every added weight has moved, and nothing else.
+        for (weight, change) in &plan {
+            let now = sam.weights.get(weight).unwrap().to_host().data;
+            match change {
+                Change::Added(added) => assert!(now != added.start, "{name}: {weight} did not train"),
+                _ => assert!(now == base().tensors[weight].data, "{name}: {weight} moved"),
+            }
+        }
+        let proof = proof::compare(
+            &proof::fingerprints(&base().tensors),
+            &sam.weights,
+            &patched(&sam, &plan, &BTreeMap::new()).deltas,
+        );
+        let counts = method::counts(&base().config.specs(), &plan);
+        assert_eq!((proof.trained_values, proof.moved.len()), (counts.added, 0), "{name}");
+        assert_eq!(proof.frozen_values, base().tensors.values().map(|t| t.data.len()).sum::<usize>());
+    }
+}
+
+/// A method of one's own that adds two things at the same layers, and trains a norm beside: nothing but this is needed
+/// for plan, attach, training and patch.
+struct Both;
+
+impl Tuning for Both {
+    fn added(&self, specs: &[WeightSpec], settings: &Settings) -> Vec<Added> {
+        let layers = ["blocks.0.attn.qkv", "blocks.1.attn.qkv.k", "blocks.1.attn.qkv.v", "blocks.1.mlp.lin2"];
+        let low_rank = layers.iter().filter_map(|l| Addition::LowRank.weights(&format!("image_encoder.{l}"), specs, 3));
+        let layers = ["blocks.0.attn.qkv", "blocks.1.attn.qkv", "blocks.0.norm1", "neck.3", "patch_embed.proj"];
+        let scales =
+            layers.iter().filter_map(|l| Addition::ScaleShift.weights(&format!("image_encoder.{l}"), specs, 0));
+        let all: Vec<WeightSpec> = low_rank.chain(scales).flatten().collect();
+        assert_eq!(all.len(), 18);
+        all.into_iter().map(|spec| Added::normal(spec, 0.6, 0.2, settings.seed)).collect()
+    }
+
+    fn encoder(&self, spec: &WeightSpec, _: &Settings) -> Change {
+        if spec.name.contains("norm2") { Change::Dense } else { Change::Frozen }
+    }
+
+    fn lr(&self) -> f64 {
+        1e-3
+    }
+}
+
+#[test]
+fn merged_and_unmerged_predict_the_same_and_a_patch_comes_off_to_the_bit() {
+    let mergeable = ["lora", "lora-all", "ssf"].map(|name| method::find(name).unwrap());
+    for method in mergeable.into_iter().chain([&Both as &dyn Tuning]) {
+        let plan = plan(method);
+        let old = patch::capture(&base().into_sam(&Device::flex()).weights, &plan);
+        let mut sam = attached(&plan);
+        train(&mut sam, 5, 3e-3);
+        let live = logits(&sam);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        patched(&sam, &plan, &old).save(file.path()).unwrap();
+        let patch = Patch::load(file.path()).unwrap();
+        assert_eq!(patch, patched(&sam, &plan, &old));
+
+        let mut tuned = base();
+        patch.turn(&mut tuned, Direction::Apply).unwrap();
+        assert!(
+            logits(&tuned.clone().into_sam(&Device::flex())) == live,
+            "base and patch are the fine-tune, to the bit"
+        );
+        let merged = tuned.clone().merged().unwrap();
+        assert_eq!(merged.tensors.keys().collect::<Vec<_>>(), base().tensors.keys().collect::<Vec<_>>());
+        let folded = logits(&merged.into_sam(&Device::flex()));
+        let off = folded.iter().zip(&live).fold(0f32, |off, (a, b)| off.max((a - b).abs()));
+        assert!(off <= 1e-5, "{off}");
+        let untouched = logits(&base().into_sam(&Device::flex()));
+        assert!(folded.iter().zip(&untouched).any(|(a, b)| (a - b).abs() > 1e-3));
+        patch.turn(&mut tuned, Direction::Revert).unwrap();
+        assert!(tuned.added.is_empty() && tuned.tensors == base().tensors);
+        assert!(patch.turn(&mut tuned, Direction::Revert).is_err());
+    }
+}
+
+/// What is folded by hand: one value a row and column, so that every product can be done in the head.
+#[test]
+fn low_rank_is_folded_before_the_scale() {
+    let specs = base().config.specs();
+    let mut tuned = base();
+    let mut add = |family: Addition, owner: &str, values: [f32; 2]| {
+        for (spec, value) in family.weights(owner, &specs, 2).unwrap().into_iter().zip(values) {
+            let data = vec![value; spec.len()];
+            tuned.added.insert(spec.name, segft::model::HostTensor { shape: spec.shape, data });
+        }
+    };
+    let qkv = "image_encoder.blocks.0.attn.qkv";
+    add(Addition::LowRank, &format!("{qkv}.v"), [0.5, 0.25]);
+    add(Addition::ScaleShift, qkv, [2.0, 1.0]);
+    let merged = tuned.merged().unwrap();
+    let (before, after) = (base().tensors, merged.tensors);
+    let (w, v) = (&before[&format!("{qkv}.weight")].data, &after[&format!("{qkv}.weight")].data);
+    for (i, (w, v)) in w.iter().zip(v).enumerate() {
+        // Two ranks of 0.5 · 0.25 in the last third of the rows; all of it twice.
+        let more = if i >= 2 * 52 * 52 { 0.25 } else { 0.0 };
+        assert!((v - 2.0 * (w + more)).abs() < 1e-6, "{i}");
+    }
+    assert!(after[&format!("{qkv}.bias")].data.iter().all(|b| *b == 1.0), "2 · 0 + 1");
+}
+
+#[test]
+fn what_the_network_would_not_look_for_is_refused() {
+    let specs = base().config.specs();
+    let check = |names: &[(&str, &[usize])]| {
+        let added = names.iter().map(|(name, shape)| (format!("image_encoder.blocks.{name}"), shape.to_vec()));
+        segft::model::sam::added::check(&specs, &added.collect()).map_err(|e| e.message)
+    };
+    let (a, b) = (("0.attn.qkv.q.lora_a", &[4, 52][..]), ("0.attn.qkv.q.lora_b", &[52, 4][..]));
+    assert!(check(&[a, b]).is_ok() && check(&[]).is_ok());
+    for (names, word) in [
+        (vec![a], "lora_b"),
+        (vec![a, ("0.attn.qkv.q.lora_b", &[52, 3])], "expected [52, 4]"),
+        (vec![("0.attn.qkv.x.lora_a", &[4, 52]), ("0.attn.qkv.x.lora_b", &[52, 4])], "qkv.x"),
+        (vec![("9.attn.qkv.q.lora_a", &[4, 52]), ("9.attn.qkv.q.lora_b", &[52, 4])], "blocks.9"),
+        (vec![("0.norm1.lora_a", &[4, 1]), ("0.norm1.lora_b", &[52, 4])], "norm1"),
+        (vec![("0.attn.qkv.q.lora_a", &[0, 52]), ("0.attn.qkv.q.lora_b", &[52, 0])], "[0, 52]"),
+        (vec![("0.attn.qkv.weight", &[156, 52])], "qkv.weight"),
+    ] {
+        let error = check(&names).unwrap_err();
+        assert!(error.contains(word), "{error}");
+    }
+}
+
+/// The same slopes of the loss where blocks are run again, to the bit, and those that small steps show.
+#[test]
+fn gradients_of_what_is_added() {
+    let methods = ADDING.map(|name| method::find(name).unwrap());
+    for method in methods.into_iter().chain([&Both as &dyn Tuning]) {
+        let plan = plan(method);
+        let mut sam = attached(&plan);
+        // Away from zero, where half of the gradients vanish.
+        train(&mut sam, 3, 1e-2);
+        let mut slopes = |activations| {
+            sam.activations = activations;
+            let mut gradients = loss(&sam).backward();
+            let trained = sam.weights.iter().filter(|(_, w)| w.trained() > 0);
+            let slopes = trained.map(|(name, w)| (name.clone(), to_vec(w.value.grad_remove(&mut gradients).unwrap())));
+            slopes.collect::<BTreeMap<_, _>>()
+        };
+        let (kept, again) = (slopes(Activations::Kept), slopes(Activations::Recomputed));
+        assert!(kept == again);
+        let frozen = sam.frozen();
+        let mut checked = 0;
+        for (name, slope) in kept {
+            let square: f64 = slope.iter().map(|g| f64::from(*g) * f64::from(*g)).sum();
+            // Smaller ones drown in the rounding of the loss.
+            if square < 1e-5 {
+                continue;
+            }
+            let step = 1e-3 / square;
+            let at = |sign: f64| {
+                let mut sam = frozen.clone();
+                let weight = sam.weights.get_mut(&name).unwrap();
+                let moved = to_vec(weight.value.clone()).into_iter().zip(&slope);
+                let moved: Vec<f32> = moved.map(|(v, g)| (f64::from(v) + sign * step * f64::from(*g)) as f32).collect();
+                weight.value = Tensor::from_floats(moved.as_slice(), &Device::flex());
+                f64::from(to_vec(loss(&sam))[0])
+            };
+            let seen = (at(1.0) - at(-1.0)) / (2.0 * step);
+            assert!((seen - square).abs() <= 0.1 * square, "{name}: {seen:.3e} against {square:.3e}");
+            checked += 1;
+        }
+        assert!(checked >= 4, "{checked}");
+    }
+}
+
+fn workplace() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    small_checkpoint(&folder.path().join("small.safetensors"));
+    discs(&folder.path().join("discs"), "a", 8, 0);
+    discs(&folder.path().join("held-out"), "b", 2, 3);
+    folder
+}
+
+fn run(folder: &Path, out: &str, more: &[&str]) {
+    let all = ["train", "--dataset", "discs", "--test", "held-out", "--out", out];
+    ok(folder, &[&all[..], &QUICK, more].concat());
+}
+
+#[test]
+fn runs_export_and_patches_go_there_and_back() {
+    let folder = workplace();
+    let at = folder.path();
+    let bytes = |name: &str| std::fs::read(at.join(name)).unwrap();
+    for (method, more) in [("lora", &["--rank", "2"][..]), ("ssf", &["--no-decoder"])] {
+        run(at, method, &[&["--method", method], more].concat());
+        let patch = format!("{method}/patch.safetensors");
+        let facts: serde_json::Value = serde_json::from_str(&ok(at, &["info", &patch, "--json"])).unwrap();
+        assert_eq!(facts["method"], method);
+        // Exported and applied are one file; taken off, the base comes back byte for byte.
+        ok(at, &["export", method, "--to", "a.safetensors", "--force"]);
+        ok(at, &["patch", "apply", "small.safetensors", &patch, "--to", "b.safetensors", "--force"]);
+        assert!(
+            bytes("a.safetensors") == bytes("b.safetensors") && bytes("a.safetensors") != bytes("small.safetensors")
+        );
+        ok(at, &["patch", "revert", "b.safetensors", &patch, "--to", "c.safetensors", "--force"]);
+        assert!(bytes("c.safetensors") == bytes("small.safetensors"));
+        let (code, error) = fails(at, &["patch", "revert", "small.safetensors", &patch, "--to", "d.safetensors"]);
+        assert!(code == 3 && error.contains("does not hold"), "{error}");
+        // What the run predicts is what was tested.
+        ok(at, &["predict", "held-out/images", "--run", method, "--out", &format!("{method}-again")]);
+        for case in ["b000.png", "b001.png"] {
+            assert!(
+                bytes(&format!("{method}/predictions/{case}")) == bytes(&format!("{method}-again/{case}")),
+                "{case}"
+            );
+        }
+    }
+    let facts = ok(at, &["patch", "diff", "lora/patch.safetensors", "ssf/patch.safetensors"]);
+    assert!(facts.contains("lora_a") && facts.contains("ssf_scale"), "{facts}");
+    // The same seed gives the same bytes, another one another start.
+    run(at, "again", &["--method", "lora", "--rank", "2", "--threads", "1"]);
+    assert!(bytes("again/patch.safetensors") == bytes("lora/patch.safetensors"));
+    let config = String::from_utf8(bytes("lora/config.toml")).unwrap();
+    assert!(config.contains("rank = 2"), "{config}");
+}
