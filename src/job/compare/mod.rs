@@ -189,7 +189,7 @@ impl Request {
 
     /// The settings that all trainings share and that change what comes out.
     fn options(&self) -> Result<Map<String, Value>> {
-        const NAMES: [&str; 18] = [
+        const NAMES: [&str; 22] = [
             "k",
             "ratio",
             "budget",
@@ -198,7 +198,11 @@ impl Request {
             "biases",
             "decoder",
             "batch",
+            "optimizer",
+            "weight_decay",
             "adam_eps",
+            "lr_scaling",
+            "lr_base_width",
             "image_size",
             "resize",
             "augment",
@@ -209,14 +213,16 @@ impl Request {
             "labels",
             "threshold",
         ];
-        // What results of before these keys do not say is as if it were not said.
-        const LATER: [&str; 4] = ["ratio", "budget", "score", "group"];
+        // What results of before these keys do not say is the default.
+        const LATER: [&str; 8] =
+            ["ratio", "budget", "score", "group", "optimizer", "weight_decay", "lr_scaling", "lr_base_width"];
         let mut config = self.config.clone();
         if config.ratio.is_none() && config.budget.is_none() {
             config.k.get_or_insert(1);
         }
         let all = serde_json::to_value(&config).map_err(|e| Error::job(format!("configuration: {e}")))?;
-        let said = NAMES.iter().filter(|name| !(LATER.contains(name) && all[**name].is_null()));
+        let default = serde_json::to_value(Config::default()).map_err(|e| Error::job(format!("configuration: {e}")))?;
+        let said = NAMES.iter().filter(|name| !(LATER.contains(name) && all[**name] == default[**name]));
         Ok(said.map(|name| (name.to_string(), all[*name].clone())).collect())
     }
 

@@ -5,6 +5,7 @@
 //!
 //! Patch embedding, neck and 1 × 1 convolutions are linear layers over rearranged pixels, so this file serves them too.
 
+use super::inputs::see;
 use super::{Matrix, Threads, floats, indices, on_cpu, product, tensor};
 use crate::model::weights::{Scope, Weight};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -28,6 +29,7 @@ pub fn project<const D: usize>(x: Tensor<D>, weight: &Weight) -> Tensor<D> {
 }
 
 fn affine<const D: usize>(x: Tensor<D>, weight: &Weight, bias: Option<Tensor<1>>) -> Tensor<D> {
+    see(&x, weight);
     if !on_cpu(&x) {
         return plain(x, weight, bias);
     }
