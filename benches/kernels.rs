@@ -299,18 +299,28 @@ mod adam_of_n_values {
     use super::*;
 
     const VALUES: [usize; 2] = [84_224, 768 * 3072];
-    const FACTORS: [f64; 3] = [2e-4, 0.03, 1e-8];
+    const LR: f64 = 2e-5;
+    const BIASES: [f64; 2] = [0.1, 9e-4];
+    const EPSILON: adam::Denominator = adam::Denominator::Epsilon(1e-8);
 
     #[divan::bench(args = VALUES)]
     fn ours(bencher: Bencher<'_, '_>, n: usize) {
         let (x, g, m, v) = (wave([n]), wave([n]), wave([n]), wave([n]).abs());
-        bencher.bench_local(|| black_box(adam::step(x.clone(), g.clone(), (m.clone(), v.clone()), FACTORS)));
+        let step = |of| adam::step(x.clone(), g.clone(), (m.clone(), v.clone()), LR, BIASES, of);
+        bencher.bench_local(|| black_box(step(EPSILON)));
+    }
+
+    #[divan::bench(args = VALUES)]
+    fn ours_with_atan2(bencher: Bencher<'_, '_>, n: usize) {
+        let (x, g, m, v) = (wave([n]), wave([n]), wave([n]), wave([n]).abs());
+        let step = |of| adam::step(x.clone(), g.clone(), (m.clone(), v.clone()), LR, BIASES, of);
+        bencher.bench_local(|| black_box(step(adam::Denominator::Atan2)));
     }
 
     #[divan::bench(args = VALUES)]
     fn burns(bencher: Bencher<'_, '_>, n: usize) {
         let (x, g, m, v) = (wave([n]), wave([n]), wave([n]), wave([n]).abs());
-        let [rate, root, epsilon] = FACTORS;
+        let [rate, root, epsilon] = [LR / BIASES[0], BIASES[1].sqrt(), 1e-8];
         bencher.bench_local(|| {
             let (x, g, m, v) = (x.clone(), g.clone(), m.clone(), v.clone());
             let v = v * adam::BETA2 + g.clone() * g.clone() * (1.0 - adam::BETA2);

@@ -8,6 +8,7 @@ use crate::image::{Axis, Resize, Spacing, Window};
 use crate::method::{self, Budget, Change, Group, OtherScores, Score, SelectionLoss, Settings, Train};
 use crate::predict::Preprocessing;
 use crate::train::batch::Augment;
+use crate::train::{Algorithm, BASE_WIDTH, EPSILON, Epsilon, LrScaling};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -25,6 +26,9 @@ pub enum Recompute {
     /// Never.
     Off,
 }
+
+/// AdamW's usual decay.
+const WEIGHT_DECAY: f64 = 1e-2;
 
 /// Everything that decides a training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -80,8 +84,18 @@ pub struct Config {
     pub lr: Option<f64>,
     /// Samples a step.
     pub batch: usize,
-    /// Adam's epsilon.
-    pub adam_eps: f64,
+    /// `adam`, `adamw`, `adam-atan2`, `sgd` or `adafactor`.
+    pub optimizer: Algorithm,
+    /// By how much of itself a matrix decays at a learning rate of 1, with `adamw`; 0.01 by default.
+    pub weight_decay: Option<f64>,
+    /// Adam's epsilon: a number, or `per-layer`.
+    pub adam_eps: Epsilon,
+    /// Whether layers of other widths learn at other rates: `none`, `noalign` or `full`.
+    pub lr_scaling: LrScaling,
+    /// The width at which `lr` is a layer's learning rate, and 1e-8 its epsilon.
+    pub lr_base_width: usize,
+    /// Whether alignment.csv is written.
+    pub log_alignment: bool,
     /// Side of the network's square; the model's own by default.
     pub image_size: Option<usize>,
     /// `longest-side` or `square`.
@@ -151,7 +165,12 @@ impl Default for Config {
             steps: None,
             lr: None,
             batch: 4,
-            adam_eps: 1e-8,
+            optimizer: Algorithm::default(),
+            weight_decay: None,
+            adam_eps: Epsilon::Same(EPSILON),
+            lr_scaling: LrScaling::None,
+            lr_base_width: BASE_WIDTH,
+            log_alignment: false,
             image_size: None,
             resize: Resize::default(),
             augment: "mild".into(),
@@ -279,6 +298,9 @@ impl Config {
                 .hint("that method adds nothing whose size could be chosen"));
         }
         self.rank = self.rank.or(method.rank());
+        if self.optimizer == Algorithm::AdamW {
+            self.weight_decay.get_or_insert(WEIGHT_DECAY);
+        }
         if let Some(rule) = method.rule() {
             self.score.get_or_insert(rule.score);
             self.group.get_or_insert(rule.group);
@@ -423,6 +445,7 @@ impl Config {
         if self.minutes.is_some_and(|m| !(m > 0.0 && m.is_finite())) {
             return wrong("--minutes must be above 0".into());
         }
+        self.check_optimizer()?;
         if self.steps == Some(0) {
             return wrong("--steps must be at least 1".into());
         }
@@ -452,6 +475,25 @@ impl Config {
             Some(_) => "that method trains the encoder's biases: without them it would be another",
         };
         Err(Error::usage(format!("--no-biases does not go with `--method {}`", self.method)).hint(hint))
+    }
+
+    /// What concerns one optimizer is not said of another.
+    fn check_optimizer(&self) -> Result<()> {
+        let wrong = |m: &str| Err(Error::usage(m));
+        if self.lr_base_width == 0 {
+            return wrong("--lr-base-width must be at least 1");
+        }
+        if self.weight_decay.is_some_and(|decay| !(0.0..=1.0).contains(&decay)) {
+            return wrong("--weight-decay must lie between 0 and 1");
+        }
+        if self.weight_decay.is_some() && self.optimizer != Algorithm::AdamW {
+            return wrong("--weight-decay goes with `--optimizer adamw` alone");
+        }
+        let has_epsilon = matches!(self.optimizer, Algorithm::Adam | Algorithm::AdamW);
+        if self.adam_eps != Epsilon::Same(EPSILON) && !has_epsilon {
+            return wrong("--adam-eps goes with `--optimizer adam` and `adamw` alone: the others have no such epsilon");
+        }
+        Ok(())
     }
 
     /// What says how entries are chosen: fits itself, and the method.
@@ -575,8 +617,13 @@ fn check_type(key: &str, value: Value, from: &str) -> Result<Value> {
     match serde_json::from_value::<Config>(Value::Object(alone)) {
         Ok(_) => Ok(value),
         Err(error) => {
-            let resize = if key == "resize" { nearest(&shown, ["longest-side", "square"]) } else { None };
-            let hint = match resize {
+            let words: &[&str] = match key {
+                "resize" => &["longest-side", "square"],
+                "optimizer" => &["adam", "adamw", "adam-atan2", "sgd", "adafactor"],
+                "lr_scaling" => &["none", "noalign", "full"],
+                _ => &[],
+            };
+            let hint = match nearest(&shown, words.iter().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => "see `segft train --help`".into(),
             };
@@ -700,6 +747,40 @@ mod tests {
         ] {
             let error = made(config).unwrap_err();
             assert_eq!((error.kind.exit_code(), error.message.contains(flag)), (2, true), "{flag}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_concerns_one_optimizer_is_not_said_of_another() {
+        let set = |pairs: &[&str]| {
+            let pairs: Vec<String> = pairs.iter().map(ToString::to_string).collect();
+            Config::resolve(None, &[], &pairs, &flags("{}"))
+        };
+        let config = set(&["optimizer=adamw", "adam_eps=per-layer", "lr_scaling=noalign"]).unwrap();
+        assert_eq!((config.optimizer, config.adam_eps), (Algorithm::AdamW, Epsilon::PerLayer));
+        assert_eq!(config.lr_scaling, LrScaling::NoAlign);
+        assert_eq!(config.clone().settled().unwrap().weight_decay, Some(0.01));
+        assert_eq!(Config::default().settled().unwrap().weight_decay, None);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.toml");
+        std::fs::write(&file, config.to_toml().unwrap()).unwrap();
+        assert_eq!(Config::load(&file).unwrap(), config);
+        // As a flag gives it, and as the environment does.
+        let epsilon = Config::resolve(None, &[], &[], &flags(r#"{"adam_eps": "1e-12"}"#)).unwrap().adam_eps;
+        assert_eq!((epsilon, set(&["adam_eps=1e-12"]).unwrap().adam_eps), (Epsilon::Same(1e-12), epsilon));
+        for (pairs, wanted) in [
+            (&["weight_decay=0.1"][..], "--weight-decay goes with"),
+            (&["optimizer=sgd", "adam_eps=1e-12"], "--adam-eps goes with"),
+            (&["optimizer=adam-atan2", "adam_eps=per-layer"], "--adam-eps goes with"),
+            (&["adam_eps=-1"], "from 0 on"),
+            (&["adam_eps=per-laier"], "did you mean `per-layer`"),
+            (&["lr_base_width=0"], "at least 1"),
+            (&["lr_scaling=ful"], "did you mean `full`"),
+            (&["optimizer=adm"], "did you mean `adam`"),
+        ] {
+            let error = set(pairs).unwrap_err();
+            let text = format!("{} {}", error.message, error.hint.clone().unwrap_or_default());
+            assert_eq!((error.kind.exit_code(), text.contains(wanted)), (2, true), "{pairs:?}: {text}");
         }
     }
 

@@ -214,6 +214,10 @@ impl Run {
     pub fn history(&self) -> PathBuf {
         self.folder.join("history.csv")
     }
+    /// How weights and their changes lie to the inputs of their layers, after each validation: where it was asked for.
+    pub fn alignment(&self) -> PathBuf {
+        self.folder.join("alignment.csv")
+    }
     /// Scores of the test split. Written last: a run that has it is complete.
     pub fn metrics(&self) -> PathBuf {
         self.folder.join("metrics.json")

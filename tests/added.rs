@@ -13,7 +13,7 @@ use segft::model::{Sam, WeightSpec};
 use segft::predict::prompt_free_logits;
 use segft::train::loss;
 use segft::tune::patch::{self, About, Direction, Patch};
-use segft::tune::{adam::Adam, attach, proof};
+use segft::tune::{attach, optimizer::Optimizer, proof};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -58,7 +58,7 @@ fn attached(plan: &Plan) -> Sam {
 
 /// So many steps of Adam; the losses before each of them.
 fn train(sam: &mut Sam, steps: usize, lr: f64) -> Vec<f32> {
-    let mut adam = Adam::new(1e-8);
+    let mut adam = Optimizer::adam(1e-8);
     let step = |sam: &mut Sam| {
         let loss = loss(sam);
         let value = to_vec(loss.clone())[0];

@@ -13,7 +13,7 @@ use segft::model::sam::Activations;
 use segft::model::{Kind, Part, SamConfig, checkpoint};
 use segft::predict::prompt_free_logits;
 use segft::train::loss::loss;
-use segft::tune::{adam::Adam, attach, gradients};
+use segft::tune::{attach, gradients, optimizer::Optimizer};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -95,7 +95,7 @@ fn measure(
     let chosen = gradients::choose(method, &sam, &Settings::default(), 0, once, |sam, ()| Ok(step(sam))).unwrap();
     let plan = method::plan(method, &specs, chosen.as_ref(), &Settings::default());
     attach(&mut sam, &plan, &device);
-    let mut adam = Adam::new(1e-8);
+    let mut adam = Optimizer::adam(1e-8);
     for (slot, size) in WATCHED.iter().zip(sizes) {
         slot.store(*size, Ordering::Relaxed);
     }

@@ -13,8 +13,10 @@ use segft::model::{Kind, Part, Sam, WeightSpec, checkpoint};
 use segft::predict::{Preprocessing, prompt_free_logits};
 use segft::train::contrast::{self, Contrast};
 use segft::train::{Epoch, Options, State, Surroundings, Trained, Validation, batch, loss};
+use segft::tune::optimizer::{self, Algorithm, Optimizer};
 use segft::tune::patch::{self, Direction};
-use segft::tune::{adam::Adam, attach, course::Course, gradients, proof};
+use segft::tune::scaling::{LrScaling, Scaling};
+use segft::tune::{attach, course::Course, gradients, proof};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -410,7 +412,7 @@ fn neuroada_starts_at_zero_and_is_the_sparse_form_when_merged() {
         let starts: Vec<f32> =
             sam.weights.iter().filter_map(|(_, w)| w.chosen.as_ref()).flat_map(|c| to_vec(c.values.clone())).collect();
         assert!(logits(&sam) == untouched, "attached, it computes what the base does, to the bit");
-        let mut adam = Adam::new(1e-8);
+        let mut adam = Optimizer::adam(1e-8);
         for _ in 0..5 {
             let loss = loss::loss(prompt_free_logits(&sam, pixels.clone()), target.clone(), target.clone()).total();
             adam.step(&mut sam.weights, &mut loss.backward(), 1e-3);
@@ -449,7 +451,7 @@ fn options(steps: usize) -> Options {
         epochs: usize::MAX,
         batch: 2,
         lr: 2e-3,
-        adam_eps: 1e-8,
+        optimizer: segft::tune::optimizer::Settings::default(),
         seed: 5,
         augment: batch::Augment::Off,
         patience: usize::MAX,
@@ -619,4 +621,95 @@ fn sara_trains_fewer_from_half_way_and_survives_a_stop_anywhere() {
     let gps = method::find("gps").unwrap();
     assert!(Course::new(gps, &plan, &start, 5).penalty(&sam, 8).is_none());
     assert!(Course::new(gps, &plan, &start, 5).half_way(&sam).is_none());
+}
+
+/// Entries with rows of their own learning rates, biases and the decoder, with every optimizer: stopped in the middle of an
+/// epoch, the state ends as if it had not been, moments included.
+#[test]
+fn every_optimizer_survives_a_stop() {
+    let folder = workplace();
+    let samples = samples(folder.path());
+    let magnitude = method::find("magnitude").unwrap();
+    let settings = Settings { group: Some(Group::Global), ..Settings::default() };
+    let device = Device::flex();
+    let fresh = small_sam();
+    let plan = planned(magnitude, &fresh, &settings);
+    let start = patch::capture(&fresh.weights, &plan);
+    for algorithm in [Algorithm::Adam, Algorithm::AdamW, Algorithm::AdamAtan2, Algorithm::Sgd, Algorithm::Adafactor] {
+        let scaling = Scaling { rates: LrScaling::Full, base: 52, ..Scaling::default() };
+        let options = Options { optimizer: optimizer::Settings { algorithm, decay: 0.1, scaling }, ..options(6) };
+        let state_file = folder.path().join("state.safetensors");
+        let run = |state: State, stop_at: usize| {
+            let mut sam = small_sam();
+            attach(&mut sam, &plan, &device);
+            let course = Course::new(magnitude, &plan, &start, options.seed);
+            let step = 3 * state.epoch + state.step_in_epoch;
+            let mut around = Watched { course, state: state_file.clone(), stop_at, step, half: None };
+            let result = segft::train::run(&mut sam, &samples, &options, state, &mut around, &device);
+            (result, chosen_values(&sam))
+        };
+        let saved = || {
+            let mut state = State::load(&state_file).unwrap();
+            state.seconds = 0.0;
+            state.history.iter_mut().for_each(|row| row.seconds = 0.0);
+            state
+        };
+        let (result, end) = run(State::default(), usize::MAX);
+        result.unwrap();
+        let whole = saved();
+        assert!(end.iter().any(|(name, values)| *values != start[name]), "it moves");
+        assert_eq!(run(State::default(), 4).0.unwrap_err().kind.exit_code(), 130);
+        let (result, resumed) = run(saved(), usize::MAX);
+        result.unwrap();
+        assert!(resumed == end && saved() == whole, "{algorithm:?}");
+    }
+}
+
+/// `--log-alignment` on the real binary: a table with every layer that trains, the same after a stop; without it, none.
+#[test]
+fn alignment_is_logged_where_it_is_asked_for() {
+    let folder = workplace();
+    let at = folder.path();
+    train(at, "silent", &["--method", "full"]);
+    assert!(!at.join("silent/alignment.csv").exists());
+    let more = ["--method", "full", "--log-alignment", "--lr-scaling", "full", "--lr-base-width", "52"];
+    train(at, "told", &more);
+    let text = std::fs::read_to_string(at.join("told/alignment.csv")).unwrap();
+    let mut lines = text.lines();
+    assert_eq!(lines.next().unwrap(), "epoch,step,weight,layer,fan_in,alignment,changed_fan_in,change_alignment");
+    let rows: Vec<Vec<&str>> = lines.map(|line| line.split(',').collect()).collect();
+    let epochs = std::fs::read_to_string(at.join("told/history.csv")).unwrap().lines().count() - 1;
+    let lin2 = rows.iter().filter(|row| row[2] == "image_encoder.blocks.1.mlp.lin2.weight");
+    assert_eq!(lin2.clone().count(), epochs);
+    for row in lin2 {
+        assert_eq!((row[3], row[4], row[6]), ("hidden", "208", "208"));
+        let [weights, change]: [f64; 2] = [row[5], row[7]].map(|n| n.parse().unwrap());
+        assert!((0.3..1.0).contains(&weights) && (0.3..=1.0).contains(&change), "{row:?}");
+    }
+    // The same training without the log.
+    train(at, "quiet", &more.iter().copied().filter(|flag| *flag != "--log-alignment").collect::<Vec<_>>());
+    let patch = |run: &str| std::fs::read(at.join(run).join("patch.safetensors")).unwrap();
+    assert!(patch("told") == patch("quiet") && patch("told") != patch("silent"));
+}
+
+#[test]
+fn rates_are_shown_by_kind_of_layer() {
+    let folder = workplace();
+    let at = folder.path();
+    let mut arguments = vec!["train", "--dataset", "discs", "--test", "held-out", "--out", "run", "-v"];
+    arguments.extend(QUICK);
+    arguments.extend(["--k", "4", "--lr-scaling", "noalign", "--lr-base-width", "192", "--adam-eps", "per-layer"]);
+    ok(at, &arguments);
+    let log = std::fs::read_to_string(at.join("run/log.txt")).unwrap();
+    // The decoder is 48 wide, a quarter of the base: double the rate, and double the epsilon, by n^-½ both.
+    assert!(log.contains("hidden, width 48: lr × 2.0000, epsilon 2.00e-8"), "{log}");
+    // Four entries a neuron: half of it.
+    assert!(log.contains("hidden, width 208, selected entries: lr × 0.5000, epsilon 9.61e-9"), "{log}");
+    let config = std::fs::read_to_string(at.join("run/config.toml")).unwrap();
+    for line in ["optimizer = \"adam\"", "lr_scaling = \"noalign\"", "lr_base_width = 192", "adam_eps = \"per-layer\""]
+    {
+        assert!(config.contains(line), "{config}");
+    }
+    let (code, error) = fails(at, &["train", "--optimizer", "sgd", "--adam-eps", "1e-12"]);
+    assert!(code == 2 && error.contains("--adam-eps"), "{code} {error}");
 }

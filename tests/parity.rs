@@ -15,7 +15,7 @@ use segft::model::weights::to_vec;
 use segft::model::{Sam, SamConfig, checkpoint};
 use segft::predict::prompt_free_logits;
 use segft::train::loss::{Loss, loss};
-use segft::tune::{adam::Adam, attach, gradients};
+use segft::tune::{attach, gradients, optimizer::Optimizer};
 use std::path::PathBuf;
 
 fn folder() -> PathBuf {
@@ -262,7 +262,7 @@ fn parity_of_five_masked_adam_steps() {
     attach(&mut sam, &plan, &Device::flex());
     let pictures = expected.shape("gps.images")[0];
     let losses = expected.0.floats("gps.train.losses").unwrap();
-    let mut adam = Adam::new(1e-8);
+    let mut adam = Optimizer::adam(1e-8);
     for (step, want) in losses.iter().enumerate() {
         let loss = gps_loss(&sam, &mut expected, step % pictures).1.total();
         let got = to_vec(loss.clone())[0];

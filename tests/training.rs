@@ -224,7 +224,7 @@ fn train_decoder(at: &Path, augment: Augment, state: State, around: &mut Stopper
         epochs: usize::MAX,
         batch: 2,
         lr: 1e-3,
-        adam_eps: 1e-8,
+        optimizer: segft::tune::optimizer::Settings::default(),
         seed: 5,
         augment,
         patience: usize::MAX,

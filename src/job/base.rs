@@ -9,16 +9,19 @@ use std::path::{Path, PathBuf};
 enum Place {
     /// Compiled in.
     Embedded(&'static [u8]),
-    /// Drawn from this seed: what a comparison with "no pretraining" starts from. Part of what a patch is made for.
-    Random(u64),
+    /// The size of this name, drawn from this seed: what a comparison with "no pretraining" starts from. Part of what a
+    /// patch is made for.
+    Random(&'static str, u64),
     /// A file of this name under `<cache>/weights`.
     Cached(&'static str),
 }
 
 /// Names that `--model` knows.
-static NAMED: [(&str, Place); 6] = [
+static NAMED: [(&str, Place); 8] = [
     ("tiny", Place::Embedded(include_bytes!("../../models/tiny.safetensors"))),
-    ("tiny-random", Place::Random(0)),
+    ("tiny-random", Place::Random("tiny", 0)),
+    ("tiny-half-random", Place::Random("tiny-half", 0)),
+    ("tiny-double-random", Place::Random("tiny-double", 0)),
     ("sam_vit_b", Place::Cached("sam_vit_b_01ec64.pth")),
     ("sam_vit_l", Place::Cached("sam_vit_l_0b3195.pth")),
     ("sam_vit_h", Place::Cached("sam_vit_h_4b8939.pth")),
@@ -44,7 +47,10 @@ pub fn load(model: &str) -> Result<Checkpoint> {
     let path = Path::new(model);
     match NAMED.iter().find(|(name, _)| *name == model) {
         Some((name, Place::Embedded(bytes))) => checkpoint::embedded(name, bytes),
-        Some((name, Place::Random(seed))) => Ok(checkpoint::random(name, SamConfig::tiny(), *seed)),
+        Some((name, Place::Random(size, seed))) => {
+            let config = SamConfig::named(size).ok_or_else(|| Error::job(format!("no size called `{size}`")))?;
+            Ok(checkpoint::random(name, config, *seed))
+        }
         Some((name, Place::Cached(file))) => {
             let path = cache().join("weights").join(file);
             if !path.is_file() {

@@ -14,7 +14,7 @@ use crate::predict::prompt_free_logits;
 use crate::progress::Progress;
 use crate::train::batch::generator;
 use crate::train::loss::loss;
-use crate::tune::adam::Adam;
+use crate::tune::optimizer::Optimizer;
 use crate::tune::{attach, gradients};
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::RngExt;
@@ -70,7 +70,7 @@ pub fn run(request: &Request, progress: &Progress) -> Result<Value> {
     sam.activations = forecast::activations(request.recompute, 0, &chosen);
     let mut trained = 0;
     let mut times = Vec::new();
-    let mut adam = Adam::new(1e-8);
+    let mut adam = Optimizer::adam(1e-8);
     match request.mode.as_str() {
         "encode" | "predict" => sam = sam.frozen(),
         mode => {

@@ -263,7 +263,7 @@ mod tests {
             epochs: 4,
             batch: 4,
             lr: 1e-3,
-            adam_eps: 1e-8,
+            optimizer: crate::tune::optimizer::Settings::default(),
             seed: 0,
             augment: crate::train::batch::Augment::Off,
             patience: 9,

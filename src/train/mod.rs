@@ -12,7 +12,9 @@ use crate::model::Sam;
 use crate::model::sam::{Cache, Embedding};
 use crate::model::weights::to_vec;
 use crate::predict::{logits_of, prompt_free_logits};
-use crate::tune::adam::Adam;
+pub use crate::tune::optimizer::Algorithm;
+use crate::tune::optimizer::{self, Optimizer};
+pub use crate::tune::scaling::{BASE_WIDTH, EPSILON, Epsilon, LrScaling};
 use batch::{Augment, Drawn, Sample, generator};
 use burn::tensor::{Device, Tensor};
 use rand::seq::SliceRandom;
@@ -31,8 +33,8 @@ pub struct Options {
     pub batch: usize,
     /// Highest learning rate.
     pub lr: f64,
-    /// Adam's epsilon.
-    pub adam_eps: f64,
+    /// What makes steps of gradients.
+    pub optimizer: optimizer::Settings,
     /// Seed of order and augmentation.
     pub seed: u64,
     /// Whether pictures are varied.
@@ -141,8 +143,8 @@ pub fn run(
     let rate = |step: usize, seconds: f64| schedule::learning_rate(options.lr, done(step, seconds));
     let start = Instant::now();
     let before = state.seconds;
-    let mut adam = Adam::new(options.adam_eps);
-    state.attach(sam, &mut adam, device);
+    let mut optimizer = Optimizer::new(options.optimizer, &sam.weights);
+    state.attach(sam, &mut optimizer, device);
     // Pictures that are varied are never seen twice.
     let embeddings = around.embeddings().filter(|_| options.augment == Augment::Off);
 
@@ -171,7 +173,7 @@ pub fn run(
                     state.kept = around.half_way(sam);
                     if state.kept.is_some() {
                         // Its moments are of entries that stay now: with them, these would glide on.
-                        adam = Adam::new(options.adam_eps);
+                        optimizer.restart();
                     }
                 }
                 let asked = Instant::now();
@@ -188,25 +190,26 @@ pub fn run(
                 }
                 let mut gradients = loss.backward();
                 let penalty = around.penalty(sam, step);
-                adam.step_with(&mut sam.weights, &mut gradients, lr, |name, gradient| {
-                    let device = gradient.device();
-                    let tensor = |v: &Vec<f32>| Tensor::<1>::from_floats(v.as_slice(), &device);
+                let tensor = |v: &Vec<f32>| Tensor::<1>::from_floats(v.as_slice(), device);
+                let kept = |name: &str| state.kept.as_ref().and_then(|kept| kept.get(name)).map(tensor);
+                let adjust = |name: &str, gradient: Tensor<1>| {
                     let gradient = match penalty.as_ref().filter(|(of, _)| of == name) {
                         Some((_, term)) => gradient + tensor(term),
                         None => gradient,
                     };
-                    match state.kept.as_ref().and_then(|kept| kept.get(name)) {
-                        Some(kept) => gradient * tensor(kept),
+                    match kept(name) {
+                        Some(kept) => gradient * kept,
                         None => gradient,
                     }
-                });
+                };
+                optimizer.step_with(&mut sam.weights, &mut gradients, lr, adjust, kept);
                 state.loss_sum += value;
                 state.step_in_epoch = at + 1;
                 state.seconds = before + start.elapsed().as_secs_f64();
                 around.stepped(step + 1, total, state.loss_sum / (at + 1) as f64);
                 let stop = around.stopped();
                 if stop || (step + 1).is_multiple_of(options.save_every) {
-                    state.detach(sam, &adam);
+                    state.detach(sam, &optimizer);
                     around.save(&state)?;
                 }
                 if stop {
@@ -226,7 +229,7 @@ pub fn run(
             state.seconds = before + start.elapsed().as_secs_f64();
             let loss = state.loss_sum / state.step_in_epoch.max(1) as f64;
             let row = Epoch { epoch: epoch + 1, step, lr, loss, validation, seconds: state.seconds };
-            state.detach(sam, &adam);
+            state.detach(sam, &optimizer);
             let best = state.end_epoch(row.clone());
             around.epoch(&row, best, std::mem::take(&mut waited));
             around.save(&state)?;
@@ -245,7 +248,7 @@ pub fn probe(
     embeddings: Option<&Cache>,
     device: &Device,
 ) -> [f64; 2] {
-    let mut adam = Adam::new(options.adam_eps);
+    let mut optimizer = Optimizer::new(options.optimizer, &sam.weights);
     let embeddings = embeddings.filter(|_| options.augment == Augment::Off);
     let chosen = order(samples.len(), options.seed, 0);
     [(); 2].map(|()| {
@@ -253,7 +256,7 @@ pub fn probe(
         let chosen = &chosen[..options.batch.min(samples.len())];
         let drawn = batch::draw(samples, chosen, options.augment, options.seed, 0);
         let mut gradients = step_loss(sam, drawn, embeddings, device).backward();
-        adam.step(&mut sam.weights, &mut gradients, options.lr);
+        optimizer.step(&mut sam.weights, &mut gradients, options.lr);
         start.elapsed().as_secs_f64()
     })
 }
@@ -303,7 +306,7 @@ mod tests {
             epochs: 3,
             batch: 4,
             lr: 1e-3,
-            adam_eps: 1e-8,
+            optimizer: optimizer::Settings::default(),
             seed: 2,
             augment: Augment::Off,
             patience: 9,

@@ -15,7 +15,7 @@ use crate::model::Sam;
 use crate::model::sam::{Decoded, Embedding, Masks, PointLabel, Prompt};
 use crate::model::weights::to_vec;
 use crate::phantom::world;
-use crate::tune::adam::Adam;
+use crate::tune::optimizer::Optimizer;
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -118,7 +118,7 @@ pub fn run(
     for (_, weight) in sam.weights.iter_mut().filter(|(_, w)| w.spec.kind != crate::model::Kind::Buffer) {
         weight.train_all();
     }
-    let mut adam = Adam::new(1e-8);
+    let mut adam = Optimizer::adam(1e-8);
     state.attach(sam, &mut adam, device);
     let total: usize = options.stages.iter().map(|s| s.steps).sum();
     let (start, before, first) = (Instant::now(), state.seconds, state.step_in_epoch);

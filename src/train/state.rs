@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::io::safetensors::{Reader, Values, write};
 use crate::model::Sam;
 use crate::model::weights::to_vec;
-use crate::tune::adam::Adam;
+use crate::tune::optimizer::Optimizer;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -32,9 +32,12 @@ pub struct State {
     /// Of chosen entries, those that train on from half-way, 1, and those that stay, 0; `None` before, and where all do.
     pub kept: Option<Trained>,
     values: Trained,
-    moments: BTreeMap<String, (Vec<f32>, Vec<f32>)>,
-    adam_steps: u32,
+    moments: BTreeMap<String, Vec<Vec<f32>>>,
+    optimizer_steps: u32,
 }
+
+/// What an optimizer's moments are called, in their order.
+const MOMENTS: [&str; 2] = ["first", "second"];
 
 /// The part of the state that is not tensors.
 #[derive(Serialize, Deserialize)]
@@ -47,6 +50,7 @@ struct Notes {
     history: Vec<Epoch>,
     seconds: f64,
     best: Option<usize>,
+    /// Of any optimizer.
     adam_steps: u32,
 }
 
@@ -74,16 +78,16 @@ impl State {
     }
 
     /// Puts the state's values and moments into the network and the optimizer.
-    pub(super) fn attach(&self, sam: &mut Sam, adam: &mut Adam, device: &Device) {
+    pub(super) fn attach(&self, sam: &mut Sam, optimizer: &mut Optimizer, device: &Device) {
         put(sam, &self.values, device);
-        adam.restore(self.adam_steps, self.moments.clone(), device);
+        optimizer.restore(self.optimizer_steps, self.moments.clone(), device);
     }
 
     /// Takes values and moments out.
-    pub(super) fn detach(&mut self, sam: &Sam, adam: &Adam) {
+    pub(super) fn detach(&mut self, sam: &Sam, optimizer: &Optimizer) {
         self.values = take(sam);
-        self.moments = adam.to_host();
-        self.adam_steps = adam.steps;
+        self.moments = optimizer.to_host();
+        self.optimizer_steps = optimizer.steps;
     }
 
     /// Closes an epoch; the answer says whether it is the best.
@@ -122,17 +126,17 @@ impl State {
             history: self.history.clone(),
             seconds: self.seconds,
             best: self.best.as_ref().map(|(epoch, _)| *epoch),
-            adam_steps: self.adam_steps,
+            adam_steps: self.optimizer_steps,
         };
         let notes = serde_json::to_string(&notes).map_err(|e| Error::job(format!("state: {e}")))?;
         let notes = BTreeMap::from([("kind".into(), "state".into()), ("state".into(), notes)]);
         let mut tensors = BTreeMap::new();
-        let firsts = self.moments.iter().map(|(name, (first, _))| ("first", name, first));
-        let seconds = self.moments.iter().map(|(name, (_, second))| ("second", name, second));
+        let moments =
+            self.moments.iter().flat_map(|(name, own)| MOMENTS.iter().zip(own).map(move |(p, v)| (*p, name, v)));
         let values = self.values.iter().map(|(name, v)| ("value", name, v));
         let best = self.best.iter().flat_map(|(_, best)| best).map(|(name, v)| ("best", name, v));
         let kept = self.kept.iter().flatten().map(|(name, v)| ("kept", name, v));
-        for (part, name, v) in values.chain(best).chain(kept).chain(firsts).chain(seconds) {
+        for (part, name, v) in values.chain(best).chain(kept).chain(moments) {
             tensors.insert(format!("{part}/{name}"), (vec![v.len()], Values::F32(v)));
         }
         write(path, &notes, &tensors)
@@ -150,20 +154,19 @@ impl State {
         let mut parts: BTreeMap<&str, Trained> = BTreeMap::new();
         for full in reader.entries().into_keys().collect::<Vec<_>>() {
             if let Some((part, name)) = full.split_once('/') {
-                let part = ["value", "best", "kept", "first", "second"].into_iter().find(|p| *p == part);
+                let part = ["value", "best", "kept"].into_iter().chain(MOMENTS).find(|p| *p == part);
                 let part = part.ok_or_else(|| Error::weights(format!("run state: unknown part `{full}`")).at(path))?;
                 parts.entry(part).or_default().insert(name.to_string(), reader.floats(&full)?);
             }
         }
         let kept = parts.remove("kept");
         let mut part = |name| parts.remove(name).unwrap_or_default();
-        let mut second = part("second");
-        let moments = part("first").into_iter().filter_map(|(name, m)| {
-            let v = second.remove(&name)?;
-            Some((name, (m, v)))
-        });
+        let mut moments: BTreeMap<String, Vec<Vec<f32>>> = BTreeMap::new();
+        for (name, values) in MOMENTS.into_iter().flat_map(&mut part) {
+            moments.entry(name).or_default().push(values);
+        }
         Ok(State {
-            moments: moments.collect(),
+            moments,
             step_in_epoch: notes.step_in_epoch,
             loss_sum: notes.loss_sum,
             epoch: notes.epoch.max(notes.history.len()),
@@ -172,7 +175,7 @@ impl State {
             best: notes.best.map(|epoch| (epoch, part("best"))),
             kept,
             values: part("value"),
-            adam_steps: notes.adam_steps,
+            optimizer_steps: notes.adam_steps,
         })
     }
 }

@@ -1,8 +1,10 @@
 //! What a method asks of the loop while entries train: a term in their gradient, and fewer of them half-way.
 
+use super::alignment::{self, Alignment};
 use crate::method::{Change, Entries, Plan, Tuning};
 use crate::model::weights::to_vec;
 use crate::model::{Kind, Sam};
+use burn::tensor::Tensor;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
@@ -46,6 +48,11 @@ impl<'a> Course<'a> {
         let chosen = self.chosen().filter_map(|(name, _)| Some((name, self.entries(sam, name)?)));
         let (names, entries): (Vec<&String>, Vec<Entries<'_>>) = chosen.unzip();
         Some(names.into_iter().cloned().zip(decide(&entries)).collect())
+    }
+
+    /// How what trains lies to its inputs from these pictures.
+    pub fn alignment(&self, sam: &Sam, pixels: Tensor<4>) -> Vec<Alignment> {
+        alignment::measure(sam, self.start, pixels)
     }
 
     fn chosen(&self) -> impl Iterator<Item = (&String, &Vec<u32>)> {

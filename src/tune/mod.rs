@@ -1,10 +1,13 @@
 //! From a plan to a trainable network and back to a file: attaching, gradients, optimizer, selection and patch files.
 
-pub mod adam;
+mod adafactor;
+pub mod alignment;
 pub mod course;
 pub mod gradients;
+pub mod optimizer;
 pub mod patch;
 pub mod proof;
+pub mod scaling;
 pub mod selection;
 pub mod stability;
 

@@ -131,7 +131,8 @@ pub(in crate::cli) struct Common {
     #[arg(long, help_heading = "Data")]
     #[serde(serialize_with = "if_set")]
     allow_leak: bool,
-    /// tiny, tiny-random, sam_vit_b, sam_vit_l, sam_vit_h, medsam_vit_b, or a checkpoint file [default: tiny]
+    /// tiny, tiny-random, sam_vit_b, sam_vit_l, sam_vit_h, medsam_vit_b, or a checkpoint file; for studies of width
+    /// tiny-half-random and tiny-double-random [default: tiny]
     #[arg(long, value_name = "NAME|FILE", help_heading = "Model and method")]
     model: Option<String>,
     /// Weights selected per output neuron; in larger groups, as many in all [default: 1]
@@ -168,9 +169,28 @@ pub(in crate::cli) struct Common {
     /// Samples a step [default: 4]
     #[arg(long, help_heading = "Training", value_parser = whole)]
     batch: Option<usize>,
-    /// Adam's epsilon [default: 1e-8]
+    /// adam, adamw, adam-atan2 (no epsilon: the scale of the loss does not matter), sgd (momentum 0.9) or adafactor
+    /// (rates relative to the size of each weight); the methods' own learning rates are Adam's [default: adam]
+    #[arg(long, value_name = "NAME", help_heading = "Training")]
+    optimizer: Option<String>,
+    /// With adamw: at a learning rate of 1, matrices lose this part of themselves, selected weights of their way from the
+    /// base [default: 0.01]
+    #[arg(long, value_name = "PART", help_heading = "Training")]
+    weight_decay: Option<f64>,
+    /// Adam's epsilon, or `per-layer`: the default at the base width, as gradients shrink in wider layers [default: 1e-8]
+    #[arg(long, value_name = "E|per-layer", allow_hyphen_values = true, help_heading = "Training")]
+    adam_eps: Option<String>,
+    /// Learning rates by width, (n / base)^-c by arXiv 2407.05872: none, noalign (Adam's c = 1/2) or full (c = 1);
+    /// selected weights by their number per neuron, with base 1 [default: none]
+    #[arg(long, value_name = "none|noalign|full", help_heading = "Training")]
+    lr_scaling: Option<String>,
+    /// The width at which --lr is a layer's learning rate [default: 192, that of tiny]
+    #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole)]
+    lr_base_width: Option<usize>,
+    /// Write alignment.csv: after each validation, how weights and their changes lie to the inputs of their layers
     #[arg(long, help_heading = "Training")]
-    adam_eps: Option<f64>,
+    #[serde(serialize_with = "if_set")]
+    log_alignment: bool,
     /// Side of the network's square in pixels [default: the model's own]
     #[arg(long, help_heading = "Training", value_parser = whole)]
     image_size: Option<usize>,

@@ -107,7 +107,7 @@ impl TryFrom<String> for Size {
 }
 
 /// What changes what comes out, beside method, base, data, steps and learning rate: shared, or a row's own.
-const OPTIONS: [&str; 20] = [
+const OPTIONS: [&str; 24] = [
     "k",
     "ratio",
     "budget",
@@ -118,7 +118,11 @@ const OPTIONS: [&str; 20] = [
     "biases",
     "decoder",
     "batch",
+    "optimizer",
+    "weight_decay",
     "adam_eps",
+    "lr_scaling",
+    "lr_base_width",
     "image_size",
     "resize",
     "augment",
@@ -214,14 +218,26 @@ impl Request {
 
     /// The settings that all trainings share and that change what comes out.
     fn options(&self) -> Result<Map<String, Value>> {
-        // What results of before these keys do not say is as if it were not said.
-        const LATER: [&str; 6] = ["ratio", "budget", "score", "group", "selection_loss", "rank"];
+        // What results of before these keys do not say is the default.
+        const LATER: [&str; 10] = [
+            "ratio",
+            "budget",
+            "score",
+            "group",
+            "selection_loss",
+            "rank",
+            "optimizer",
+            "weight_decay",
+            "lr_scaling",
+            "lr_base_width",
+        ];
         let mut config = self.config.clone();
         if config.ratio.is_none() && config.budget.is_none() {
             config.k.get_or_insert(1);
         }
         let all = serde_json::to_value(&config).map_err(|e| Error::job(format!("configuration: {e}")))?;
-        let said = OPTIONS.iter().filter(|name| !(LATER.contains(name) && all[**name].is_null()));
+        let default = serde_json::to_value(Config::default()).map_err(|e| Error::job(format!("configuration: {e}")))?;
+        let said = OPTIONS.iter().filter(|name| !(LATER.contains(name) && all[**name] == default[**name]));
         Ok(said.map(|name| (name.to_string(), all[*name].clone())).collect())
     }
 

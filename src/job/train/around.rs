@@ -9,7 +9,9 @@ use crate::model::Sam;
 use crate::model::sam::Cache;
 use crate::run::Run;
 use crate::score::Report;
+use crate::train::batch::{self, Augment, Sample};
 use crate::train::{Epoch, Options, State, Surroundings, Trained, Validation};
+use crate::tune::alignment::{Alignment, HEAD};
 use crate::tune::course::Course;
 use std::path::Path;
 use std::sync::Arc;
@@ -58,13 +60,24 @@ pub(super) struct Around<'a> {
     pub(super) course: Course<'a>,
     pub(super) stop: Arc<AtomicBool>,
     pub(super) best: Option<f64>,
+    pub(super) samples: &'a [Sample],
+    /// Measured with the last validation, and not written yet.
+    pub(super) aligned: Vec<Alignment>,
 }
+
+/// Training pictures through which alignment is measured.
+const ALIGNED: usize = 4;
 
 impl Surroundings for Around<'_> {
     fn validate(&mut self, sam: &Sam) -> Result<Validation> {
         let predictor = self.validation.predictor(sam, &self.job.device);
         let threshold = self.job.config.threshold.unwrap_or(0.5);
         let scores = self.validation.cases.iter().map(|case| case.judged(&predictor, threshold));
+        if self.job.config.log_alignment {
+            let chosen: Vec<usize> = (0..self.samples.len().min(ALIGNED)).collect();
+            let batch = batch::draw(self.samples, &chosen, Augment::Off, 0, 0).on(&self.job.device.device);
+            self.aligned = self.course.alignment(sam, batch.pixels);
+        }
         let report = Report::from_cases(scores.collect::<Result<_>>()?, &judging())?;
         Ok(Validation { mdice: report.mdice.unwrap_or(0.0), miou: report.miou.unwrap_or(0.0) })
     }
@@ -73,6 +86,9 @@ impl Surroundings for Around<'_> {
         let path = self.job.run.state();
         let folder = path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).map_err(|e| Error::writing(folder, &e))?;
+        if let Some(row) = state.history.last().filter(|_| !self.aligned.is_empty()) {
+            write_alignment(&self.job.run, row, &std::mem::take(&mut self.aligned))?;
+        }
         state.save(&path)?;
         write_history(&self.job.run, &state.history)
     }
@@ -128,4 +144,18 @@ fn write_history(run: &Run, history: &[Epoch]) -> Result<()> {
         text.push_str(&format!("{epoch},{step},{lr},{loss},{mdice},{miou},{seconds:.3}\n"));
     }
     write_atomic(&run.history(), |to| to.write_all(text.as_bytes()))
+}
+
+/// Adds to the table. It is written before the state: lines of a validation that a stopped run did not keep are dropped.
+fn write_alignment(run: &Run, row: &Epoch, aligned: &[Alignment]) -> Result<()> {
+    let path = run.alignment();
+    let mut text = String::from(HEAD);
+    let before = std::fs::read_to_string(&path).unwrap_or_default();
+    let step = |line: &str| line.split(',').nth(1).and_then(|step| step.parse::<usize>().ok());
+    for line in before.lines().filter(|line| step(line).is_some_and(|step| step < row.step)) {
+        text.push_str(line);
+        text.push('\n');
+    }
+    text.extend(aligned.iter().map(|alignment| alignment.line(row.epoch, row.step)));
+    write_atomic(&path, |to| to.write_all(text.as_bytes()))
 }

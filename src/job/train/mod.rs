@@ -22,8 +22,10 @@ use crate::score::{self, Report};
 use crate::train::batch::Augment;
 use crate::train::{Options, State, batch};
 use crate::tune::course::Course;
+use crate::tune::optimizer;
 use crate::tune::patch::{self, About, Patch};
 use crate::tune::proof::{self, Proof};
+use crate::tune::scaling::Scaling;
 use crate::tune::selection::Selection;
 use around::{Around, Clock};
 pub(super) use reference::{Reference, Validated};
@@ -238,6 +240,8 @@ impl Job<'_> {
         let old = patch::capture(&sam.weights, &plan);
         crate::tune::attach(&mut sam, &plan, &self.device.device);
         let options = options(config, method);
+        let optimizer::Settings { algorithm, scaling, .. } = options.optimizer;
+        scaling.lines(&sam, algorithm.family()).iter().for_each(|line| progress.detail(line));
         let need = forecast::training(&sam, size, options.batch, Activations::Kept);
         sam.activations = forecast::activations(config.recompute, need, &self.device);
         memory.training = forecast::training(&sam, size, options.batch, sam.activations);
@@ -371,7 +375,8 @@ impl Job<'_> {
         let device = &self.device.device;
         let clock = Clock::start(validation.seconds(sam, &self.device)?, samples.len(), options, validation);
         let (stop, best) = (stop_flag()?, state.best_mdice());
-        let mut around = Around { job: self, validation, course, stop, best, clock };
+        let aligned = Vec::new();
+        let mut around = Around { job: self, validation, course, stop, best, clock, samples, aligned };
         around.stop.store(false, Ordering::SeqCst);
         let in_epochs = samples.len().div_ceil(options.batch).saturating_mul(options.epochs);
         self.progress.start("training", options.steps.unwrap_or(in_epochs));
@@ -550,7 +555,11 @@ pub(super) fn options(config: &Config, method: &dyn method::Tuning) -> Options {
         epochs: if limited { usize::MAX } else { config.epochs },
         batch: config.batch,
         lr: config.lr.unwrap_or_else(|| method.lr()),
-        adam_eps: config.adam_eps,
+        optimizer: optimizer::Settings {
+            algorithm: config.optimizer,
+            decay: config.weight_decay.unwrap_or(0.0),
+            scaling: Scaling { rates: config.lr_scaling, base: config.lr_base_width, epsilon: config.adam_eps },
+        },
         seed: config.seed,
         augment: config.augment(),
         patience: if limited { usize::MAX } else { config.patience },

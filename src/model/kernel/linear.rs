@@ -5,6 +5,7 @@
 //!
 //! Patch embedding, neck and 1 × 1 convolutions are linear layers over rearranged pixels, so this file serves them too.
 
+use super::inputs::see;
 use super::tap::tap;
 use super::{Matrix, Threads, floats, indices, on_cpu, product, tensor};
 use crate::model::weights::{Scope, Weight};
@@ -43,6 +44,7 @@ pub fn by_matrix<const D: usize>(x: Tensor<D>, matrix: Tensor<2>) -> Tensor<D> {
 }
 
 fn affine<const D: usize>(x: Tensor<D>, weight: &Weight, bias: Option<Tensor<1>>) -> Tensor<D> {
+    see(&x, weight);
     if !on_cpu(&x) {
         return plain(x, weight, bias);
     }

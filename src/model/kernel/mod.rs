@@ -11,6 +11,7 @@ pub mod adam;
 pub mod attention;
 pub mod conv;
 pub mod gelu;
+pub mod inputs;
 pub mod linear;
 pub mod norm;
 pub mod tap;

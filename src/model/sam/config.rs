@@ -81,19 +81,25 @@ impl SamConfig {
     /// The embedded default: 256 pixels, small enough for two processor cores. models/README.md tells how the shape was
     /// chosen.
     pub fn tiny() -> SamConfig {
+        SamConfig::tiny_of(192)
+    }
+
+    /// `tiny` with an encoder of this width, a multiple of 96, and everything else as much wider or narrower; heads are
+    /// of 32 in any width.
+    fn tiny_of(embed: usize) -> SamConfig {
         SamConfig {
             image_size: 256,
             patch: STEM_PATCH,
-            embed: 192,
+            embed,
             depth: 6,
-            heads: 6,
+            heads: embed / 32,
             window: 0,
             global: (0..6).collect(),
-            out_chans: 192,
-            decoder_mlp: 512,
+            out_chans: embed,
+            decoder_mlp: 8 * embed / 3,
             decoder_heads: 8,
-            iou_hidden: 128,
-            stem: Some(Stem { widths: [24, 48, 96], blocks: [0, 1, 2] }),
+            iou_hidden: 2 * embed / 3,
+            stem: Some(Stem { widths: [embed / 8, embed / 4, embed / 2], blocks: [0, 1, 2] }),
         }
     }
 
@@ -101,6 +107,8 @@ impl SamConfig {
     pub fn named(name: &str) -> Option<SamConfig> {
         match name {
             "tiny" => Some(Self::tiny()),
+            "tiny-half" => Some(Self::tiny_of(96)),
+            "tiny-double" => Some(Self::tiny_of(384)),
             "sam_vit_b" | "vit_b" | "medsam_vit_b" => Some(Self::official(768, 12, 12, [2, 5, 8, 11])),
             "sam_vit_l" | "vit_l" => Some(Self::official(1024, 24, 16, [5, 11, 17, 23])),
             "sam_vit_h" | "vit_h" => Some(Self::official(1280, 32, 16, [7, 15, 23, 31])),
@@ -331,8 +339,27 @@ mod tests {
     }
 
     #[test]
+    fn half_and_double_of_tiny() {
+        let width = |name: &str| SamConfig::named(name).unwrap();
+        for (name, factor) in [("tiny-half", 0.5), ("tiny-double", 2.0)] {
+            let (other, tiny) = (width(name), SamConfig::tiny());
+            let times = |n: usize| (factor * n as f64) as usize;
+            assert_eq!(other.stem.unwrap().widths, tiny.stem.unwrap().widths.map(times));
+            for (other, tiny) in [
+                (other.embed, tiny.embed),
+                (other.heads, tiny.heads),
+                (other.out_chans, tiny.out_chans),
+                (other.decoder_mlp, tiny.decoder_mlp),
+                (other.iou_hidden, tiny.iou_hidden),
+            ] {
+                assert_eq!(other, times(tiny), "{name}");
+            }
+        }
+    }
+
+    #[test]
     fn a_configuration_is_read_off_its_own_shapes() {
-        for name in ["tiny", "sam_vit_b", "sam_vit_l", "sam_vit_h", "vit_t"] {
+        for name in ["tiny", "tiny-half", "tiny-double", "sam_vit_b", "sam_vit_l", "sam_vit_h", "vit_t"] {
             let config = SamConfig::named(name).unwrap();
             let shapes = config.specs().into_iter().map(|s| (s.name, s.shape)).collect();
             assert_eq!(SamConfig::from_shapes(&shapes).unwrap(), config, "{name}");
