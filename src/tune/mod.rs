@@ -17,7 +17,7 @@ use burn::tensor::Device;
 
 /// Makes exactly what the plan names trainable, and adds what it adds: the only place that does.
 pub fn attach(sam: &mut Sam, plan: &Plan, device: &Device) {
-    for (_, change) in plan {
+    for change in plan.values() {
         if let Change::Added(added) = change {
             sam.weights.insert(added.spec.clone(), added.start.clone(), device);
         }

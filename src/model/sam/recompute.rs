@@ -69,7 +69,7 @@ where
     let added = if added.is_empty() { Tensor::zeros([1], &again.x.device()) } else { Tensor::cat(added, 0) };
     nodes.push(node::<B, 1>(added));
     #[expect(clippy::expect_used, reason = "the configuration's table gives every block the same weights")]
-    let nodes: [NodeGuard; INPUTS] = nodes.try_into().ok().expect("the weights of a block");
+    let nodes: [NodeGuard; INPUTS] = nodes.try_into().expect("the weights of a block");
     let output = primitive::<B, 4>(y);
     Tensor::from_primitive::<Autodiff<B>>(
         match Rerun(PhantomData::<B>).prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
