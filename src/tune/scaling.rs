@@ -400,11 +400,12 @@ mod tests {
         let mut result = [0.0; 3];
         for (i, layer) in LAYERS.into_iter().enumerate() {
             let rate = width.powf(-exponents.rate(family, layer, alignment));
+            let own = size(&weights[i]);
             let update: Vec<f64> = match family {
                 Family::Sgd => gradients[i].iter().map(|g| rate * g).collect(),
                 // At the first step m̂ / √v̂ is the sign, and Adafactor's rows and columns give it, too: rank 1.
                 Family::Adam => gradients[i].iter().map(|g| rate * g.signum()).collect(),
-                Family::Adafactor => gradients[i].iter().map(|g| rate * size(&weights[i]) * g.signum()).collect(),
+                Family::Adafactor => gradients[i].iter().map(|g| rate * own * g.signum()).collect(),
             };
             let inputs: Vec<Vec<f64>> = match (layer, alignment) {
                 (Layer::Embedding, _) => vec![x.to_vec()],
