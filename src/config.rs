@@ -289,14 +289,10 @@ impl Config {
     /// The same with what is left to the method filled in: what is written into a run is what was used.
     ///
     /// # Errors
-    /// A usage error for an unknown method, and for a rank that it does not take.
+    /// A usage error for an unknown method.
     pub fn settled(mut self) -> Result<Config> {
         let method = method::find(&self.method)?;
         self.lr.get_or_insert_with(|| method.lr());
-        if self.rank.is_some() && method.rank().is_none() {
-            return Err(Error::usage(format!("--rank does not go with `--method {}`", self.method))
-                .hint("that method adds nothing whose size could be chosen"));
-        }
         self.rank = self.rank.or(method.rank());
         if self.optimizer == Algorithm::AdamW {
             self.weight_decay.get_or_insert(WEIGHT_DECAY);
@@ -435,6 +431,10 @@ impl Config {
         }
         if self.rank == Some(0) {
             return wrong("--rank must be at least 1".into());
+        }
+        if self.rank.is_some() && method::find(&self.method)?.rank().is_none() {
+            return Err(Error::usage(format!("--rank does not go with `--method {}`", self.method))
+                .hint("that method adds nothing whose size could be chosen"));
         }
         if self.batch == 0 || self.epochs == 0 || self.patience == 0 {
             return wrong("--batch, --epochs and --patience must be at least 1".into());
