@@ -268,7 +268,7 @@ fn a_contrastive_selection_asks_nothing_of_the_decoder_and_is_recorded() {
         all
     };
     ok(at, &with("plan", &["contrastive"]));
-    ok(at, &with("compare", &["contrastive", "--methods", "gps,full,magnitude", "--report"]));
+    ok(at, &with("compare", &["contrastive", "--methods", "gps,full,magnitude,gps:selection_loss=task", "--report"]));
     for (more, words) in [
         (&["task", "--selection", "s.safetensors"][..], &["--selection-loss task", "--selection-loss contrastive"][..]),
         (&["contrastive", "--method", "magnitude"], &["--selection-loss", "`largest`"]),

@@ -14,8 +14,9 @@
 //! part of the Hessian that bending of the network itself does not add to. Neither holds of soft IoU, nor of labels that
 //! the network does not expect: there `--method gps --score second-order-fd` is the same method with |h| from
 //! differences of gradients at moved weights (`tune/gradients.rs`). It takes five passes over the training cases instead
-//! of one, and four buffers of the encoder's size instead of two. The paper takes 0.5 % of every tensor: `--group tensor
-//! --ratio 0.005`; the default is GPS's number in every neuron, so that the two differ in their score alone. Biases
+//! of one, and four buffers of the encoder's size instead of two; what it finds is noisy.
+//!
+//! The paper takes 0.5 % of every tensor: `--group tensor --ratio 0.005`; the default is GPS's number in every neuron, so that the two differ in their score alone. Biases
 //! train, norms and position tables stay, as for GPS. Mergeable, no cost at inference; one pass forward and backward
 //! over the training cases and two buffers of the encoder's size.
 
