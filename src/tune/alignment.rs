@@ -3,7 +3,7 @@
 //!   ln(RMS(W z) / (RMS(W) · RMS(z))) / ln(n)
 //!
 //! over inputs z of n values is 1 where the n terms of every output add up, and ½ where they add up as random ones do. Of a
-//! change of k entries a neuron, n is k. Learning rates are safe under the larger of the change's α, `--lr-scaling full`
+//! change of k entries a neuron, n is k (and more than 1 is seen where their inputs are larger than others). Learning rates are safe under the larger of the change's α, `--lr-scaling full`
 //! assumes 1 and `noalign` ½.
 
 use super::course::Terms;

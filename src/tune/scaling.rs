@@ -10,11 +10,13 @@
 //! no loss: n⁻ᵃ · n⁻ᶜ, by which the weight that the network sees moves, is the same in all four parameterizations.
 //!
 //! Where only some inputs of a neuron train, an update meets their number k instead of n: n^α becomes k^α, and the base of
-//! k is 1.
+//! k is 1. So it is with the inputs of an added layer that come from a bottleneck, as those of B in LoRA's B A: k is the
+//! rank.
 
 use crate::error::{Error, Result, nearest};
+use crate::model::sam::Addition;
 use crate::model::sam::config::MASK_TOKENS;
-use crate::model::{Kind, Sam, Weight, WeightSpec};
+use crate::model::{Kind, Part, Sam, Weight, WeightSpec};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -161,16 +163,24 @@ impl Layer {
             Kind::Bias | Kind::Norm | Kind::Position | Kind::Embedding | Kind::Buffer => Layer::Embedding,
             Kind::Conv if spec.shape.get(1).is_some_and(|channels| *channels <= PIXELS) => Layer::Embedding,
             // The head that says how good each mask is; a mask itself is the product of two hidden layers.
-            Kind::Linear if spec.shape.first().is_some_and(|out| *out <= MASK_TOKENS) => Layer::Readout,
+            Kind::Linear if spec.part == Part::MaskDecoder && spec.matrix().0 <= MASK_TOKENS => Layer::Readout,
             Kind::Linear | Kind::Conv | Kind::ConvTranspose => Layer::Hidden,
         }
     }
 }
 
-/// The width n of a weight: the number of inputs that each output adds up; of an embedding, the width it leads to.
+/// The number of inputs of an added layer that leads out of a bottleneck.
+fn bottleneck(spec: &WeightSpec) -> Option<usize> {
+    let (out, fan_in) = spec.matrix();
+    (spec.kind == Kind::Linear && fan_in < out && Addition::of(&spec.name).is_some()).then_some(fan_in)
+}
+
+/// The width n of a weight: the number of inputs that each output adds up; of an embedding, and behind a bottleneck, the
+/// width it leads to.
 pub fn width(spec: &WeightSpec) -> usize {
     let side = |axis: usize| spec.shape.get(axis).copied().unwrap_or(1);
     match (Layer::of(spec), spec.kind) {
+        _ if bottleneck(spec).is_some() => side(0),
         (Layer::Embedding, Kind::Conv | Kind::Bias | Kind::Norm) => side(0),
         (Layer::Embedding, _) => spec.shape.last().copied().unwrap_or(1),
         // Kernel and stride are the same: each output sees each input once.
@@ -280,9 +290,12 @@ impl Scaling {
         let layer = Layer::of(spec);
         let c = Exponents::of(Parameterization::Standard).rate(family, layer, alignment);
         let relative = width(spec) as f64 / self.base as f64;
-        let Some(chosen) = &weight.chosen else { return Factor::Same(relative.powf(-c)) };
-        // n^α is not theirs. Of an embedding c has no such part: the number of its inputs is fixed.
+        // c without n^α. Of an embedding it has no such part: the number of its inputs is fixed.
         let rest = relative.powf(-(c - if layer == Layer::Embedding { 0.0 } else { alpha }));
+        let Some(chosen) = &weight.chosen else {
+            let rank = bottleneck(spec).map(|rank| rest * (rank as f64).powf(-alpha));
+            return Factor::Same(rank.unwrap_or_else(|| relative.powf(-c)));
+        };
         let fan_in = spec.matrix().1.max(1) as u32;
         let rows = per_row(&chosen.indices, fan_in);
         let of = |index: &u32| rest * (rows[&(index / fan_in)] as f64).powf(-alpha);
@@ -316,6 +329,10 @@ impl Scaling {
                 }
             };
             let text = format!("lr × {factor}, epsilon {:.2e}", self.epsilon(&weight.spec));
+            let text = match bottleneck(&weight.spec) {
+                Some(rank) => format!("behind a bottleneck of {rank}: {text}"),
+                None => text,
+            };
             let kind = (Layer::of(&weight.spec), weight.chosen.is_some(), width(&weight.spec), text);
             *kinds.entry(kind).or_default() += 1;
         }
@@ -541,6 +558,24 @@ mod tests {
         let each = Factor::Each(vec![0.25, 0.25, 0.25, 0.25, 1.0]);
         assert_eq!(factor(&sam, &lin2, LrScaling::Full, Family::Adam), each);
         assert_eq!(factor(&sam, &lin2, LrScaling::None, Family::Adam), Factor::Same(1.0));
+    }
+
+    #[test]
+    fn behind_a_bottleneck_its_rank_counts() {
+        let device = Device::flex();
+        let mut sam = checkpoint::random("tiny", SamConfig::tiny(), 1).into_sam(&device);
+        let pair = Addition::LowRank.weights("image_encoder.blocks.0.mlp.lin2", &sam.config.specs(), 4).unwrap();
+        let [a, b] = [&pair[0], &pair[1]];
+        for spec in &pair {
+            sam.weights.insert(spec.clone(), vec![0.0; spec.len()], &device);
+        }
+        // A leads from 768 into 4, B from 4 to 192.
+        let of = |spec: &WeightSpec| (Layer::of(spec), width(spec));
+        assert_eq!((of(a), of(b)), ((Layer::Hidden, 768), (Layer::Hidden, 192)));
+        let factor =
+            |spec: &WeightSpec, rates| scaling(rates).factor(sam.weights.get(&spec.name).unwrap(), Family::Adam);
+        assert_eq!([a, b].map(|spec| factor(spec, LrScaling::Full)), [0.25, 0.25].map(Factor::Same));
+        assert_eq!([a, b].map(|spec| factor(spec, LrScaling::NoAlign)), [0.5, 0.5].map(Factor::Same));
     }
 
     #[test]
