@@ -18,9 +18,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Methods that add something.
-const ADDING: [&str; 3] = ["lora", "lora-all", "ssf"];
+const ADDING: [&str; 7] = ["lora", "lora-all", "ssf", "adapter", "sam-adapter", "vpt", "last"];
 /// Those of them that start as the base.
-const FROM_ZERO: [&str; 2] = ["lora", "lora-all"];
+const FROM_ZERO: [&str; 4] = ["lora", "lora-all", "adapter", "last"];
 
 fn base() -> Checkpoint {
     checkpoint::random("small", small_config(), 3)

@@ -3,6 +3,7 @@
 //! A method says which weights train and how, and which it adds; it never sees a network. Attaching the plan, the optimizer, the loop, the
 //! patch and the report are the same for all of them. A new method is one file here and one line in [`methods`].
 
+mod adapter;
 mod added;
 mod bitfit;
 pub mod choice;
@@ -10,16 +11,19 @@ mod decoder;
 mod fisher;
 mod full;
 mod gps;
+mod last;
 mod lora;
 mod magnitude;
 mod neuroada;
 mod norm;
 mod nuclear;
 mod random;
+mod sam_adapter;
 mod sara;
 pub mod score;
 mod second_order;
 mod ssf;
+mod vpt;
 
 use crate::error::{Error, Result, nearest};
 use crate::model::{Kind, Part, WeightSpec};
@@ -191,6 +195,10 @@ pub fn methods() -> &'static [(&'static str, &'static str, &'static dyn Tuning)]
         ("lora", "a matrix of low rank added to queries and values, decoder", &lora::Lora),
         ("lora-all", "a matrix of low rank added to every linear layer of the encoder, decoder", &lora::LoraAll),
         ("ssf", "a scale and a shift behind every layer and norm of the encoder, decoder", &ssf::Ssf),
+        ("adapter", "a bottleneck behind every MLP of the encoder, decoder", &adapter::Adapter),
+        ("sam-adapter", "prompts from the picture's fine structure, before every block, decoder", &sam_adapter::SamAdapter),
+        ("vpt", "prompt tokens in every block's attention, decoder", &vpt::Vpt),
+        ("last", "a side network of low-rank attention over the frozen encoder, decoder", &last::Last),
     ]
 }
 
