@@ -5,20 +5,22 @@ mod common;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use common::{QUICK, discs, fails, ok, small_checkpoint, small_config};
+use segft::error::Result;
 use segft::method::{self, Added, Change, Plan, Settings, Train, Tuning};
 use segft::model::checkpoint::{self, Checkpoint};
-use segft::model::sam::{Activations, Addition};
+use segft::model::sam::{Activations, Addition, image_encoder};
 use segft::model::weights::to_vec;
 use segft::model::{Sam, WeightSpec};
 use segft::predict::prompt_free_logits;
-use segft::train::loss;
+use segft::train::{Epoch, Options, State, Surroundings, Validation, batch, loss};
+use segft::tune::course::{Course, Turn};
 use segft::tune::patch::{self, About, Direction, Patch};
 use segft::tune::{attach, optimizer::Optimizer, proof};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Methods that add something.
-const ADDING: [&str; 7] = ["lora", "lora-all", "ssf", "adapter", "sam-adapter", "vpt", "last"];
+const ADDING: [&str; 8] = ["lora", "lora-all", "ssf", "adapter", "sam-adapter", "vpt", "e2vpt", "last"];
 /// Those of them that start as the base.
 const FROM_ZERO: [&str; 4] = ["lora", "lora-all", "adapter", "last"];
 
@@ -309,4 +311,144 @@ fn runs_export_and_patches_go_there_and_back() {
     assert!(bytes("again/patch.safetensors") == bytes("lora/patch.safetensors"));
     let config = String::from_utf8(bytes("lora/config.toml")).unwrap();
     assert!(config.contains("rank = 2"), "{config}");
+}
+
+#[test]
+fn what_does_not_fold_stays_a_patch() {
+    let folder = workplace();
+    let at = folder.path();
+    let bytes = |name: &str| std::fs::read(at.join(name)).unwrap();
+    for method in ["adapter", "sam-adapter", "vpt", "e2vpt", "last"] {
+        run(at, method, &["--method", method]);
+        let patch = format!("{method}/patch.safetensors");
+        for command in [
+            &["export", method, "--to", "a.safetensors"][..],
+            &["patch", "apply", "small.safetensors", &patch, "--to", "a.safetensors"],
+        ] {
+            let (code, error) = fails(at, command);
+            assert!(code == 2 && error.contains("no place") && error.contains("export --patch"), "{error}");
+        }
+        ok(at, &["export", method, "--patch", "--to", "p.safetensors", "--force"]);
+        assert!(bytes("p.safetensors") == bytes(&patch));
+        ok(at, &["predict", "held-out/images", "--run", method, "--out", &format!("{method}-again")]);
+        assert!(bytes(&format!("{method}/predictions/b000.png")) == bytes(&format!("{method}-again/b000.png")));
+    }
+    assert!(!at.join("a.safetensors").exists());
+}
+
+/// The backbone of a side network is no part of the graph; that of LoRA is, from its first block on.
+#[test]
+fn no_gradient_enters_the_backbone_of_a_side_network() {
+    for (name, tracked) in [("last", false), ("lora", true)] {
+        let sam = attached(&plan(method::find(name).unwrap()));
+        let stages = image_encoder::encode_stages(&sam.config, &sam.weights, wave([1, 3, 72, 72], 0.377));
+        assert!(stages.blocks.iter().all(|block| block.is_tracked() == tracked), "{name}");
+        assert!(stages.output.coarse.is_tracked(), "{name}");
+    }
+}
+
+/// A training of E²VPT that is watched, saved at every step, and may be stopped.
+struct Watched<'a> {
+    course: Course<'a>,
+    state: std::path::PathBuf,
+    stop_at: usize,
+    step: usize,
+    turn: Option<Turn>,
+}
+
+impl Surroundings for Watched<'_> {
+    /// Ever worse: what is left in the end must still not be from before the pruning.
+    fn validate(&mut self, _: &Sam) -> Result<Validation> {
+        Ok(Validation { mdice: 1.0 / (1.0 + self.step as f64), miou: 0.0 })
+    }
+    fn save(&mut self, state: &State) -> Result<()> {
+        state.save(&self.state)
+    }
+    fn half_way(&mut self, sam: &Sam, losses: &mut dyn Iterator<Item = Tensor<1>>) -> Option<Turn> {
+        self.turn = Some(self.course.half_way(sam, losses)?);
+        self.turn.clone()
+    }
+    fn stopped(&self) -> bool {
+        self.step == self.stop_at
+    }
+    fn stepped(&mut self, step: usize, _: usize, _: f64) {
+        self.step = step;
+    }
+    fn epoch(&mut self, _: &Epoch, _: bool, _: f64) {}
+}
+
+/// Nine steps, three an epoch; half-way is before the sixth.
+#[test]
+fn e2vpt_prunes_half_way_and_begins_again_from_its_first_bytes() {
+    let folder = workplace();
+    let request = segft::data::Request {
+        dataset: folder.path().join("discs").display().to_string(),
+        ..segft::data::Request::default()
+    };
+    let splits = segft::data::prepare(&request).unwrap();
+    let samples = batch::load(&splits.train, splits.dataset.form, &segft::predict::Preprocessing::new(72)).unwrap();
+    let options = Options {
+        epochs: usize::MAX,
+        batch: 2,
+        lr: 2e-3,
+        adam_eps: 1e-8,
+        seed: 5,
+        augment: batch::Augment::Off,
+        patience: usize::MAX,
+        minutes: None,
+        steps: Some(9),
+        save_every: 1,
+    };
+    let device = Device::flex();
+    let method = method::find("e2vpt").unwrap();
+    let plan = method::plan(method, &base().config.specs(), None, &Settings { seed: 5, ..Settings::default() });
+    let start = patch::capture(&base().into_sam(&device).weights, &plan);
+    let run = |state: State, stop_at: usize| {
+        let mut sam = attached(&plan);
+        let step = 3 * state.epoch + state.step_in_epoch;
+        let file = folder.path().join("state.safetensors");
+        let course = Course::new(method, &plan, &start, options.seed);
+        let mut around = Watched { course, state: file, stop_at, step, turn: None };
+        let result = segft::train::run(&mut sam, &samples, &options, state, &mut around, &device);
+        let trained = sam.weights.iter().filter(|(_, w)| w.trained() > 0);
+        let end: BTreeMap<String, Vec<f32>> =
+            trained.map(|(name, w)| (name.clone(), to_vec(w.value.clone()))).collect();
+        (result, end, around.turn)
+    };
+    let (result, end, turn) = run(State::default(), usize::MAX);
+    result.unwrap();
+    let turn = turn.unwrap();
+    let rewound = turn.rewound.unwrap();
+    assert_eq!(rewound.keys().collect::<Vec<_>>(), end.keys().collect::<Vec<_>>());
+    for (name, values) in &rewound {
+        match &plan[name] {
+            // Half of ten tokens, of each half of its pieces: pieces of 52 are three or four wide.
+            Change::Added(added) => {
+                let kept = &turn.kept[name];
+                let begun = added.start.iter().zip(kept).map(|(v, kept)| v * kept);
+                assert!(begun.eq(values.iter().copied()), "{name}");
+                if name.ends_with(".prompts") {
+                    let tokens: Vec<usize> =
+                        kept.chunks(52).map(|row| row.iter().filter(|k| **k == 1.0).count()).collect();
+                    assert_eq!(tokens.iter().filter(|n| **n > 0).count(), 5, "{tokens:?}");
+                    assert!(tokens.iter().all(|n| *n == 0 || (24..=28).contains(n)), "{tokens:?}");
+                    let other = &turn.kept["image_encoder.blocks.0.prompts"];
+                    assert!(kept == other, "the masks are shared by the blocks");
+                }
+                for ((end, begun), kept) in end[name].iter().zip(values).zip(kept) {
+                    assert!(if *kept == 1.0 { end != begun } else { *end == 0.0 }, "{name}");
+                }
+            }
+            _ => assert!(*values == start[name], "{name}"),
+        }
+    }
+    for stop_at in [4, 5, 6, 8] {
+        let (result, ..) = run(State::default(), stop_at);
+        assert_eq!(result.unwrap_err().kind.exit_code(), 130);
+        let state = State::load(&folder.path().join("state.safetensors")).unwrap();
+        assert_eq!(state.kept.is_some(), stop_at > 5, "{stop_at}");
+        let (result, resumed, _) = run(state, usize::MAX);
+        result.unwrap();
+        assert!(resumed == end, "stopped after step {stop_at}");
+    }
 }

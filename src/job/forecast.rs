@@ -165,8 +165,9 @@ impl Pass {
             tokens * (if input { from } else { 0 } + if output { to } else { 0 })
         };
         // Whether anything so far trains: only behind it there is a gradient to compute.
-        let mut tracked =
-            ["pos_embed", "patch_embed.", "stem."].iter().any(|name| below(&format!("image_encoder.{name}")));
+        let mut tracked = ["pos_embed", "patch_embed.", "stem.", "prompt_generator."]
+            .iter()
+            .any(|name| below(&format!("image_encoder.{name}")));
         let mut kept = match &config.stem {
             Some(stem) if tracked => stem_kept(stem, size, c),
             Some(_) => 0,
@@ -180,6 +181,10 @@ impl Pass {
             } else {
                 side.div_ceil(config.window.max(1)).pow(2) * config.window * config.window
             };
+            // Beside the block: the stream before and behind its norm.
+            if trains(format!("image_encoder.side.{i}.query")) {
+                kept += (tokens + windowed) * c;
+            }
             tracked |= below(&format!("{block}."));
             if !tracked {
                 continue;
@@ -190,7 +195,8 @@ impl Pass {
                 + linear(&format!("{block}.attn.qkv"), windowed, c, 3 * c)
                 + linear(&format!("{block}.attn.proj"), windowed, c, c)
                 + linear(&format!("{block}.mlp.lin1"), tokens, c, 4 * c)
-                + linear(&format!("{block}.mlp.lin2"), tokens, 4 * c, c);
+                + linear(&format!("{block}.mlp.lin2"), tokens, 4 * c, c)
+                + if trains(format!("{block}.mlp.adapter.down.weight")) { tokens * c } else { 0 };
             let backward = (10 * tokens * c).max(8 * windowed * c);
             match activations {
                 Activations::Kept => kept += block,
@@ -198,7 +204,7 @@ impl Pass {
             }
             (inside, working) = (inside.max(block), working.max(backward));
         }
-        tracked |= below("image_encoder.neck.");
+        tracked |= below("image_encoder.neck.") || below("image_encoder.side.");
         if tracked {
             kept += linear("image_encoder.neck.0", tokens, c, o) + 3 * tokens * o;
         }

@@ -18,6 +18,7 @@
 use super::{Added, Change, Settings, Tuning};
 use crate::model::WeightSpec;
 use crate::model::sam::Addition;
+use crate::model::sam::added::SIDE;
 
 pub(super) struct Last;
 
@@ -26,10 +27,10 @@ const RANK: usize = 16;
 
 impl Tuning for Last {
     fn added(&self, specs: &[WeightSpec], settings: &Settings) -> Vec<Added> {
-        let blocks = specs.iter().filter_map(|s| s.name.strip_suffix(".attn.qkv.weight"));
+        let blocks = specs.iter().filter(|s| s.name.ends_with(".attn.qkv.weight")).count();
         let rank = settings.rank.unwrap_or(RANK);
-        let all = blocks.filter_map(|block| Addition::Side.weights(block, specs, rank)).flatten();
-        let start = |spec: WeightSpec| match spec.name.ends_with("side_up") {
+        let all = (0..blocks).filter_map(|i| Addition::Side.weights(&format!("{SIDE}.{i}"), specs, rank)).flatten();
+        let start = |spec: WeightSpec| match spec.name.ends_with(".up") {
             true => Added::constant(spec, 0.0),
             false => {
                 let bound = 1.0 / (spec.matrix().1 as f32).sqrt();
@@ -66,7 +67,7 @@ mod tests {
         assert_eq!(added_values(&Last, &specs, Some(8)), 12 * 4 * 768 * 8);
         assert!(trained_in_encoder(&Last, &specs).is_empty());
         for Added { spec, start } in Last.added(&specs, &Settings::default()) {
-            assert_eq!(start.iter().all(|v| *v == 0.0), spec.name.ends_with("side_up"), "{}", spec.name);
+            assert_eq!(start.iter().all(|v| *v == 0.0), spec.name.ends_with(".up"), "{}", spec.name);
         }
     }
 }

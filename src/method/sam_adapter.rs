@@ -28,7 +28,8 @@ impl Tuning for SamAdapter {
         let width = blocks.first().map_or(0, |qkv| qkv.matrix().1);
         let size = (width / PART).max(1);
         let shared = Addition::Generator.weights(GENERATOR, specs, size);
-        let own = (0..blocks.len()).filter_map(|i| Addition::Generated.weights(&format!("{GENERATOR}.{i}"), specs, size));
+        let own =
+            (0..blocks.len()).filter_map(|i| Addition::Generated.weights(&format!("{GENERATOR}.{i}"), specs, size));
         let start = |spec: WeightSpec| match spec.kind {
             Kind::Bias => Added::constant(spec, 0.0),
             _ => Added::normal(spec, 0.0, DEVIATION, settings.seed),

@@ -24,7 +24,12 @@ pub(super) struct Generator<'a> {
 
 impl<'a> Generator<'a> {
     /// The features of normalised pixels and of their patches, positions not yet added; `None` without a generator.
-    pub(super) fn new(encoder: &Scope<'a>, pixels: &Tensor<4>, patches: &Tensor<4>, patch: usize) -> Option<Generator<'a>> {
+    pub(super) fn new(
+        encoder: &Scope<'a>,
+        pixels: &Tensor<4>,
+        patches: &Tensor<4>,
+        patch: usize,
+    ) -> Option<Generator<'a>> {
         encoder.find("prompt_generator.high.weight")?;
         let scope = encoder.at("prompt_generator");
         let high = linear(squares(high_frequencies(pixels.clone()), patch), &scope.at("high"));
@@ -60,7 +65,8 @@ fn high_frequencies(x: Tensor<4>) -> Tensor<4> {
         let values: Vec<f32> = (0..n * n).map(|i| row[(n + i / n - i % n) % n]).collect();
         Tensor::<2>::from_data(TensorData::new(values, [n, n]), &x.device().without_autodiff())
     };
-    let both = |side: Tensor<2>| side.clone().unsqueeze::<4>().matmul(x.clone()).matmul(side.transpose().unsqueeze::<4>());
+    let both =
+        |side: Tensor<2>| side.clone().unsqueeze::<4>().matmul(x.clone()).matmul(side.transpose().unsqueeze::<4>());
     (x.clone() - both(wave(f64::cos)) + both(wave(f64::sin))).abs()
 }
 

@@ -10,7 +10,7 @@
 //! | [`Addition::KeyPrompts`] | `prompts_kv` `[n, d]` | a block's `attn` |
 //! | [`Addition::Generator`] | `high` `[e, 3 p²]`, `patches` `[e, d]`, `up` `[d, e]`, with biases | `image_encoder.prompt_generator` |
 //! | [`Addition::Generated`] | `tune` `[e, e]`, with a bias | a number below that |
-//! | [`Addition::Side`] | `side_q`, `side_k`, `side_v` `[r, d]`, `side_up` `[d, r]` | a block |
+//! | [`Addition::Side`] | `query`, `key`, `value` `[r, d]`, `up` `[d, r]` | `image_encoder.side`, a block's number below it |
 //!
 //! Some of them fold into the official weights ([`merge`]), others cannot: those fine-tunes are a base and a patch.
 
@@ -51,11 +51,14 @@ const FAMILIES: [(Addition, &[&str]); 8] = [
     (Addition::KeyPrompts, &["prompts_kv"]),
     (Addition::Generator, &["high.weight", "high.bias", "patches.weight", "patches.bias", "up.weight", "up.bias"]),
     (Addition::Generated, &["tune.weight", "tune.bias"]),
-    (Addition::Side, &["side_q", "side_k", "side_v", "side_up"]),
+    (Addition::Side, &["query", "key", "value", "up"]),
 ];
 
 /// The only owner of [`Addition::Generator`].
 pub const GENERATOR: &str = "image_encoder.prompt_generator";
+
+/// Where the layers of [`Addition::Side`] are: not in the blocks, which do not depend on them.
+pub const SIDE: &str = "image_encoder.side";
 
 /// The thirds of `attn.qkv`'s rows.
 const THIRDS: [&str; 3] = ["q", "k", "v"];
@@ -74,6 +77,7 @@ impl Addition {
         match self {
             Addition::Generator => owner == GENERATOR,
             Addition::Generated => owner.strip_prefix(GENERATOR).is_some_and(|rest| rest.starts_with('.')),
+            Addition::Side => owner.strip_prefix(SIDE).is_some_and(|rest| rest.starts_with('.')),
             _ => true,
         }
     }
@@ -108,7 +112,8 @@ impl Addition {
             }
             Addition::Generator => return None,
             Addition::Side => {
-                let d = find(format!("{owner}.attn.qkv.weight"))?.matrix().1;
+                let block = owner.strip_prefix(SIDE)?.strip_prefix('.')?;
+                let d = find(format!("image_encoder.blocks.{block}.attn.qkv.weight"))?.matrix().1;
                 vec![vec![size, d], vec![size, d], vec![size, d], vec![d, size]]
             }
             Addition::ScaleShift => {

@@ -106,11 +106,11 @@ fn stages(
     let mut x = patch_embed.clone() + positions(&scope, side);
     for i in 0..config.depth {
         let window = if config.global.contains(&i) { 0 } else { config.window };
-        let (scope, sizes) = (scope.at("blocks").at(i), Block { heads: config.heads, window });
         if let Some(generator) = &generator {
             x = generator.prompted(x, i);
         }
-        beside = Side::step(beside, &x, &scope, window);
+        beside = Side::step(beside, &x, &scope.at("side").at(i), window);
+        let (scope, sizes) = (scope.at("blocks").at(i), Block { heads: config.heads, window });
         x = match activations {
             Activations::Kept => block(x, &scope, sizes),
             Activations::Recomputed => recomputed(x, &scope, sizes),

@@ -19,10 +19,10 @@ pub(super) struct Side {
 }
 
 impl Side {
-    /// One block's layer over the block's input.
-    pub(super) fn step(before: Option<Side>, input: &Tensor<4>, block: &Scope<'_>, window: usize) -> Option<Side> {
-        let part = |name: &str| block.find(name).map(|w| w.shaped::<2>());
-        let layer = [part("side_q"), part("side_k"), part("side_v"), part("side_up")];
+    /// One layer, found under `scope`, over the input of its block; without a layer, what was before.
+    pub(super) fn step(before: Option<Side>, input: &Tensor<4>, scope: &Scope<'_>, window: usize) -> Option<Side> {
+        let part = |name: &str| scope.find(name).map(|w| w.shaped::<2>());
+        let layer = [part("query"), part("key"), part("value"), part("up")];
         let [Some(q), Some(k), Some(v), Some(up)] = layer else { return before };
         let (inputs, found) = match before {
             None => (input.clone(), None),
