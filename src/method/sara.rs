@@ -71,7 +71,7 @@ mod tests {
             Entries { spec: &spec, indices: &[0, 3, 4], start: &[0.1, -0.3, 0.2], now: vec![0.29, -0.31, -0.3] },
             Entries { spec: &spec, indices: &[1], start: &[0.0], now: vec![0.5] },
         ];
-        let Some(HalfWay::Keep(keep)) = Sara.half_way() else { panic!("it keeps entries") };
+        let Some(HalfWay::Keep(keep)) = Sara.half_way() else { unreachable!("it keeps entries") };
         assert_eq!(keep(&entries), [vec![1.0, 0.0, 1.0], vec![0.0]]);
     }
 

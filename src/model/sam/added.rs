@@ -67,9 +67,9 @@ impl Addition {
     /// The family of an added weight, and its owner; `None` for an official name.
     pub fn of(name: &str) -> Option<(Addition, &str)> {
         let owner = |part: &&str| name.strip_suffix(*part).and_then(|owner| owner.strip_suffix('.'));
-        let families = FAMILIES.into_iter().filter_map(|(family, parts)| Some((family, parts.iter().find_map(owner)?)));
-        let (family, owner) = families.into_iter().find(|(family, owner)| family.owns(owner))?;
-        Some((family, owner))
+        let mut families =
+            FAMILIES.into_iter().filter_map(|(family, parts)| Some((family, parts.iter().find_map(owner)?)));
+        families.find(|(family, owner)| family.owns(owner))
     }
 
     /// Whether such a name may own the family. Only here are the names of one family the ends of official ones.
