@@ -288,6 +288,9 @@ fn runs_export_and_patches_go_there_and_back() {
         let patch = format!("{method}/patch.safetensors");
         let facts: serde_json::Value = serde_json::from_str(&ok(at, &["info", &patch, "--json"])).unwrap();
         assert_eq!(facts["method"], method);
+        // Rank 2 in two blocks 52 wide; a scale and a shift behind every layer and norm.
+        let added = if method == "lora" { 2 * 4 * 52 * 2 } else { 2 * 22 * 52 + 2 * 52 + 4 * 48 };
+        assert_eq!(facts["n_added"], added);
         // Exported and applied are one file; taken off, the base comes back byte for byte.
         ok(at, &["export", method, "--to", "a.safetensors", "--force"]);
         ok(at, &["patch", "apply", "small.safetensors", &patch, "--to", "b.safetensors", "--force"]);
