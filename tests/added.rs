@@ -397,7 +397,7 @@ fn e2vpt_prunes_half_way_and_begins_again_from_its_first_bytes() {
         epochs: usize::MAX,
         batch: 2,
         lr: 2e-3,
-        adam_eps: 1e-8,
+        optimizer: segft::tune::optimizer::Settings::default(),
         seed: 5,
         augment: batch::Augment::Off,
         patience: usize::MAX,
