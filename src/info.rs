@@ -132,6 +132,7 @@ fn patch(path: &Path) -> Result<Value> {
         "base_sha256": patch.about.base_sha256,
         "n_values": patch.n_values(),
         "n_tensors": patch.deltas.len(),
+        "n_added": patch.n_added(),
         "bytes": bytes,
         "threshold": f64::from(patch.about.threshold),
         "spacing_mm": patch.about.preprocessing.spacing_mm,

@@ -124,6 +124,9 @@ fn forecasts() {
         ("decoder", named("tiny", 128), kept),
         ("lora-all", named("vit_t", 128), both),
         ("ssf", named("vit_t", 128), both),
+        ("adapter", named("vit_t", 128), both),
+        ("vpt", named("vit_t", 128), both),
+        ("last", named("vit_t", 128), kept),
     ];
     for (method, config, activations) in works {
         for activations in activations {

@@ -13,10 +13,11 @@ use segft::model::{Kind, Part, Sam, WeightSpec, checkpoint};
 use segft::predict::{Preprocessing, prompt_free_logits};
 use segft::train::contrast::{self, Contrast};
 use segft::train::{Epoch, Options, State, Surroundings, Trained, Validation, batch, loss};
+use segft::tune::course::{Course, Turn};
 use segft::tune::optimizer::{self, Algorithm, Optimizer};
 use segft::tune::patch::{self, Direction};
 use segft::tune::scaling::{LrScaling, Scaling};
-use segft::tune::{attach, course::Course, gradients, proof};
+use segft::tune::{attach, gradients, proof};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -208,6 +209,12 @@ fn every_method_trains_what_it_says_and_keeps_the_rest() {
             "lora" => (0, 2 * 4 * 52 * 4),
             "lora-all" => (0, 2 * 16 * 52 * 4),
             "ssf" => (0, 2 * 22 * 52 + 2 * 52 + 4 * 48),
+            "adapter" => (0, 2 * (2 * 52 * 32 + 32 + 52)),
+            // One wide: of patches of 8 pixels, of 52 channels, up to them; a number and a bias a block.
+            "sam-adapter" => (0, 3 * 64 + 1 + 52 + 1 + 2 * 52 + 2 * 2),
+            "vpt" => (0, 2 * 50 * 52),
+            "e2vpt" => (0, 2 * 15 * 52),
+            "last" => (0, 2 * 4 * 16 * 52),
             _ => (ONE_EACH, ONE_EACH + biases),
         };
         assert_eq!((selected, trained), want, "{name}");
@@ -549,10 +556,10 @@ impl Surroundings for Watched<'_> {
     fn penalty(&mut self, sam: &Sam, step: usize) -> Option<(String, Vec<f32>)> {
         self.course.penalty(sam, step)
     }
-    fn half_way(&mut self, sam: &Sam) -> Option<Trained> {
-        let kept = self.course.half_way(sam)?;
-        self.half = Some((kept.clone(), chosen_values(sam)));
-        Some(kept)
+    fn half_way(&mut self, sam: &Sam, losses: &mut dyn Iterator<Item = Tensor<1>>) -> Option<Turn> {
+        let turn = self.course.half_way(sam, losses)?;
+        self.half = Some((turn.kept.clone(), chosen_values(sam)));
+        Some(turn)
     }
     fn stopped(&self) -> bool {
         self.step == self.stop_at
@@ -620,7 +627,7 @@ fn sara_trains_fewer_from_half_way_and_survives_a_stop_anywhere() {
     assert!((1..20).any(|i| penalty(5, 8 * i).unwrap().0 != penalty(5, 0).unwrap().0));
     let gps = method::find("gps").unwrap();
     assert!(Course::new(gps, &plan, &start, 5).penalty(&sam, 8).is_none());
-    assert!(Course::new(gps, &plan, &start, 5).half_way(&sam).is_none());
+    assert!(Course::new(gps, &plan, &start, 5).half_way(&sam, &mut std::iter::empty()).is_none());
 }
 
 /// Entries with rows of their own learning rates, biases and the decoder, with every optimizer: stopped in the middle of an

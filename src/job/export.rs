@@ -45,7 +45,7 @@ pub fn turn(checkpoint: &str, patch: &Path, direction: Direction, to: &Path, rep
     check_name(to)?;
     let patch_file = Patch::load(patch)?;
     let mut base = base::load(checkpoint)?;
-    if direction == Direction::Revert && patch_file.adds() {
+    if direction == Direction::Revert && patch_file.n_added() > 0 {
         return write(&beside_base(&patch_file, &base).map_err(|e| e.at(patch))?, to);
     }
     let hint = match direction {

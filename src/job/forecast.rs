@@ -10,7 +10,7 @@ use crate::method::selectable;
 use crate::model::sam::{Activations, Stem};
 use crate::model::{Part, Sam, SamConfig};
 use crate::train::Options;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 /// Bytes of a number.
 const FLOAT: u64 = 4;
@@ -39,7 +39,7 @@ pub fn selection(config: &SamConfig, size: usize, sums: usize, activations: Acti
     let looked_at = || specs.iter().filter(|s| selectable(s));
     let layers = looked_at().map(|s| s.len());
     let (encoder, layer) = (layers.clone().sum::<usize>(), layers.max().unwrap_or(0));
-    let pass = Pass::of(config, size, activations, &looked_at().map(|s| s.name.clone()).collect());
+    let pass = Pass::of(config, size, activations, &looked_at().map(|s| (s.name.clone(), s.matrix().0)).collect());
     FLOAT * (sums * encoder + pass.peak(1, [0, layer])) as u64
 }
 
@@ -52,7 +52,8 @@ pub fn training(sam: &Sam, size: usize, batch: usize, activations: Activations) 
 
 /// Bytes of one step beside the weights, with the moments that it leaves.
 pub fn step(sam: &Sam, size: usize, batch: usize, activations: Activations) -> u64 {
-    let trained = sam.weights.iter().filter(|(_, w)| w.trained() > 0).map(|(name, _)| name.clone()).collect();
+    let trained = sam.weights.iter().filter(|(_, w)| w.trained() > 0);
+    let trained = trained.map(|(name, w)| (name.clone(), w.spec.matrix().0)).collect();
     let pass = Pass::of(&sam.config, size, activations, &trained);
     let [decoder, encoder] = reached(sam);
     FLOAT * (2 * (decoder + encoder) + pass.peak(batch, [decoder, encoder])) as u64
@@ -150,13 +151,14 @@ impl Pass {
         begin.max(middle).max(batch * self.last + decoder + encoder)
     }
 
-    /// `trained`: names of weights that train, added ones among them.
-    fn of(config: &SamConfig, size: usize, activations: Activations, trained: &BTreeSet<String>) -> Pass {
+    /// `trained`: weights that train, added ones among them, and the rows of each.
+    fn of(config: &SamConfig, size: usize, activations: Activations, trained: &BTreeMap<String, usize>) -> Pass {
         let side = size / config.patch;
         let (tokens, c, o) = (side * side, config.embed, config.out_chans);
-        let trains = |name: String| trained.contains(&name);
+        let rows = |name: String| trained.get(&name).copied().unwrap_or(0);
+        let trains = |name: String| trained.contains_key(&name);
         let below =
-            |prefix: &str| trained.range(prefix.to_string()..).next().is_some_and(|name| name.starts_with(prefix));
+            |prefix: &str| trained.range(prefix.to_string()..).next().is_some_and(|(name, _)| name.starts_with(prefix));
         // The input of a linear layer whose matrix trains or has another beside it, and the output that is scaled.
         let linear = |layer: &str, tokens: usize, from: usize, to: usize| {
             let input = trains(format!("{layer}.weight"))
@@ -165,21 +167,31 @@ impl Pass {
             tokens * (if input { from } else { 0 } + if output { to } else { 0 })
         };
         // Whether anything so far trains: only behind it there is a gradient to compute.
-        let mut tracked =
-            ["pos_embed", "patch_embed.", "stem."].iter().any(|name| below(&format!("image_encoder.{name}")));
+        let mut tracked = ["pos_embed", "patch_embed.", "stem.", "prompt_generator."]
+            .iter()
+            .any(|name| below(&format!("image_encoder.{name}")));
+        // What scales a stem's output does not reach into it.
+        let into_stem = |name: &String| name.starts_with("image_encoder.stem.") && !name.contains(".ssf_");
         let mut kept = match &config.stem {
-            Some(stem) if tracked => stem_kept(stem, size, c),
+            Some(stem) if trained.keys().any(into_stem) => stem_kept(stem, size, c),
             Some(_) => 0,
             None => linear("image_encoder.patch_embed.proj", tokens, 3 * config.patch * config.patch, c),
         };
         let (mut inside, mut working): (usize, usize) = (0, 0);
         for i in 0..config.depth {
             let block = format!("image_encoder.blocks.{i}");
-            let windowed = if config.global.contains(&i) {
-                tokens
+            let (windows, window) = if config.global.contains(&i) {
+                (1, side)
             } else {
-                side.div_ceil(config.window.max(1)).pow(2) * config.window * config.window
+                (side.div_ceil(config.window.max(1)).pow(2), config.window)
             };
+            let windowed = windows * window * window;
+            // Beside the block: the stream before and behind its norm, queries, keys, values and what is attended to.
+            let rank = rows(format!("image_encoder.side.{i}.query"));
+            if rank > 0 {
+                kept += (tokens + windowed) * c + 4 * windowed * rank;
+                working = working.max(3 * windowed * c);
+            }
             tracked |= below(&format!("{block}."));
             if !tracked {
                 continue;
@@ -190,7 +202,12 @@ impl Pass {
                 + linear(&format!("{block}.attn.qkv"), windowed, c, 3 * c)
                 + linear(&format!("{block}.attn.proj"), windowed, c, c)
                 + linear(&format!("{block}.mlp.lin1"), tokens, c, 4 * c)
-                + linear(&format!("{block}.mlp.lin2"), tokens, 4 * c, c);
+                + linear(&format!("{block}.mlp.lin2"), tokens, 4 * c, c)
+                + match rows(format!("{block}.mlp.adapter.down.weight")) {
+                    0 => 0,
+                    width => tokens * (c + 2 * width),
+                }
+                + 3 * windows * c * (rows(format!("{block}.prompts")) + rows(format!("{block}.attn.prompts_kv")));
             let backward = (10 * tokens * c).max(8 * windowed * c);
             match activations {
                 Activations::Kept => kept += block,
@@ -198,7 +215,7 @@ impl Pass {
             }
             (inside, working) = (inside.max(block), working.max(backward));
         }
-        tracked |= below("image_encoder.neck.");
+        tracked |= below("image_encoder.neck.") || below("image_encoder.side.");
         if tracked {
             kept += linear("image_encoder.neck.0", tokens, c, o) + 3 * tokens * o;
         }
@@ -240,17 +257,17 @@ mod tests {
     #[test]
     fn what_is_not_differentiated_is_not_kept() {
         let config = SamConfig::named("vit_t").unwrap();
-        let names = |trains: &dyn Fn(&str) -> bool| -> BTreeSet<String> {
-            config.specs().into_iter().map(|s| s.name).filter(|name| trains(name)).collect()
+        let names = |trains: &dyn Fn(&str) -> bool| -> BTreeMap<String, usize> {
+            config.specs().into_iter().map(|s| (s.name, 1)).filter(|(name, _)| trains(name)).collect()
         };
-        let kept = |names: BTreeSet<String>| Pass::of(&config, 256, Activations::Kept, &names).kept;
+        let kept = |names: BTreeMap<String, usize>| Pass::of(&config, 256, Activations::Kept, &names).kept;
         let decoder = kept(names(&|name| name.starts_with("mask_decoder")));
         let last = kept(names(&|name| name.contains("blocks.11.")));
         let all = kept(names(&|_| true));
         assert!(decoder < last && last < all, "{decoder} {last} {all}");
         // A matrix added to a layer keeps its input, a scale its output: 256 tokens of 192, the last block is global.
         let [plain, beside, scaled] = ["bias", "q.lora_a", "ssf_scale"]
-            .map(|part| kept(BTreeSet::from([format!("image_encoder.blocks.11.attn.qkv.{part}")])));
+            .map(|part| kept(BTreeMap::from([(format!("image_encoder.blocks.11.attn.qkv.{part}"), 4)])));
         assert_eq!([beside - plain, scaled - plain], [256 * 192, 3 * 256 * 192]);
         let less = Pass::of(&config, 256, Activations::Recomputed, &names(&|_| true));
         assert!(less.kept + less.working < all / 2, "{} {}", less.kept, less.working);
@@ -290,7 +307,7 @@ mod tests {
         let name = "image_encoder.blocks.5.mlp.lin2.weight";
         sam.weights.get_mut(name).unwrap().train_chosen(&[0, 1, 2], &device);
         let pass = |trains: bool| {
-            let trained = trains.then(|| name.to_string()).into_iter().collect();
+            let trained = trains.then(|| (name.to_string(), 1)).into_iter().collect();
             Pass::of(&sam.config, 16, Activations::Kept, &trained).peak(1, [0, 0])
         };
         let more = training(&sam, 16, 1, Activations::Kept) - before;

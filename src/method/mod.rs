@@ -3,23 +3,28 @@
 //! A method says which weights train and how, and which it adds; it never sees a network. Attaching the plan, the optimizer, the loop, the
 //! patch and the report are the same for all of them. A new method is one file here and one line in [`methods`].
 
+mod adapter;
 mod added;
 mod bitfit;
 pub mod choice;
 mod decoder;
+mod e2vpt;
 mod fisher;
 mod full;
 mod gps;
+mod last;
 mod lora;
 mod magnitude;
 mod neuroada;
 mod norm;
 mod nuclear;
 mod random;
+mod sam_adapter;
 mod sara;
 pub mod score;
 mod second_order;
 mod ssf;
+mod vpt;
 
 use crate::error::{Error, Result, nearest};
 use crate::model::{Kind, Part, WeightSpec};
@@ -124,9 +129,34 @@ pub struct Penalty {
     pub gradient: fn(&Entries<'_>) -> Vec<f32>,
 }
 
-/// For every chosen entry of every weight, whether it trains on (1) or stays where it is (0). The optimizer then starts
-/// anew.
-pub type HalfWay = fn(&[Entries<'_>]) -> Vec<Vec<f32>>;
+/// What a method changes half-way. The optimizer then starts anew.
+#[derive(Debug, Clone, Copy)]
+pub enum HalfWay {
+    /// For every chosen entry of every weight, whether it trains on (1) or stays where it is (0).
+    Keep(fn(&[Entries<'_>]) -> Vec<Vec<f32>>),
+    /// Entries of what was added become zero and stay so; all that trains begins again where it started.
+    Prune(Prune),
+}
+
+/// How entries of added weights are pruned: by the mean over the training cases of the absolute derivatives by masks.
+#[derive(Debug, Clone, Copy)]
+pub struct Prune {
+    /// Derivatives of one case's loss by the masks.
+    pub slopes: fn(&[Slope<'_>]) -> Vec<f32>,
+    /// For every entry of every added weight, whether it stays (1) or is pruned (0), from those means.
+    pub keep: fn(&[&WeightSpec], &[f32]) -> Vec<Vec<f32>>,
+}
+
+/// An added weight and its gradient for one case.
+#[derive(Debug)]
+pub struct Slope<'a> {
+    /// The weight.
+    pub spec: &'a WeightSpec,
+    /// Its values.
+    pub now: Vec<f32>,
+    /// The derivatives of the loss by them.
+    pub gradient: Vec<f32>,
+}
 
 /// What a method has to answer.
 pub trait Tuning {
@@ -165,7 +195,7 @@ pub trait Tuning {
         None
     }
 
-    /// What decides half-way which chosen entries train on; `None`, for most: all do.
+    /// What changes half-way; `None`, for most: nothing.
     fn half_way(&self) -> Option<HalfWay> {
         None
     }
@@ -191,6 +221,15 @@ pub fn methods() -> &'static [(&'static str, &'static str, &'static dyn Tuning)]
         ("lora", "a matrix of low rank added to queries and values, decoder", &lora::Lora),
         ("lora-all", "a matrix of low rank added to every linear layer of the encoder, decoder", &lora::LoraAll),
         ("ssf", "a scale and a shift behind every layer and norm of the encoder, decoder", &ssf::Ssf),
+        ("adapter", "a bottleneck behind every MLP of the encoder, decoder", &adapter::Adapter),
+        (
+            "sam-adapter",
+            "prompts from the picture's fine structure, before every block, decoder",
+            &sam_adapter::SamAdapter,
+        ),
+        ("vpt", "prompt tokens in every block's attention, decoder", &vpt::Vpt),
+        ("e2vpt", "key-value prompts and token prompts, pruned half-way, decoder", &e2vpt::E2Vpt),
+        ("last", "a side network of low-rank attention over the frozen encoder, decoder", &last::Last),
     ]
 }
 

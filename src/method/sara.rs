@@ -37,11 +37,11 @@ impl Tuning for Sara {
     }
 
     fn half_way(&self) -> Option<HalfWay> {
-        Some(|entries| {
+        Some(HalfWay::Keep(|entries| {
             let band = entries.iter().flat_map(|e| e.start).fold(0f32, |band, w| band.max(w.abs()));
             let inside = |w: &f32| f32::from(u8::from(w.abs() <= band));
             entries.iter().map(|e| e.now.iter().map(inside).collect()).collect()
-        })
+        }))
     }
 
     /// The paper's for θ = 2e-3; not tuned here.
@@ -71,7 +71,8 @@ mod tests {
             Entries { spec: &spec, indices: &[0, 3, 4], start: &[0.1, -0.3, 0.2], now: vec![0.29, -0.31, -0.3] },
             Entries { spec: &spec, indices: &[1], start: &[0.0], now: vec![0.5] },
         ];
-        assert_eq!(Sara.half_way().unwrap()(&entries), [vec![1.0, 0.0, 1.0], vec![0.0]]);
+        let Some(HalfWay::Keep(keep)) = Sara.half_way() else { unreachable!("it keeps entries") };
+        assert_eq!(keep(&entries), [vec![1.0, 0.0, 1.0], vec![0.0]]);
     }
 
     #[test]

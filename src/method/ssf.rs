@@ -3,8 +3,8 @@
 //! y ↦ γ ⊙ y + β, channel by channel, at the paper's places in every block: after both norms, after `attn.qkv`,
 //! `attn.proj`, `mlp.lin1` (before its activation) and `mlp.lin2`; after the patch embedding (a stem's last norm); and,
 //! for the last norm of a plain ViT, after both norms of the neck. γ and β train, from N(1, 0.02²) and N(0, 0.02²), which
-//! moves the start a little away from the base. Nothing else of the image encoder trains. There is no weight decay, which
-//! would pull γ to zero instead of one.
+//! moves the start a little away from the base. Nothing else of the image encoder trains. Weight decay, where it is asked
+//! for, is of matrices alone: it would pull γ to zero instead of one.
 //!
 //! For SAM ViT-B 22 d a block, 2 d of the patch embedding, 1,024 of the neck: 205,312 values, 0.229 % of the encoder.
 //! Mergeable: diag(γ) W and γ ⊙ b + β, norms alike, to rounding. Merged there is no cost at inference. No pass over the

@@ -12,6 +12,7 @@ use crate::model::Sam;
 use crate::model::sam::{Cache, Embedding};
 use crate::model::weights::to_vec;
 use crate::predict::{logits_of, prompt_free_logits};
+use crate::tune::course::Turn;
 pub use crate::tune::optimizer::Algorithm;
 use crate::tune::optimizer::{self, Optimizer};
 pub use crate::tune::scaling::{BASE_WIDTH, EPSILON, Epsilon, LrScaling};
@@ -95,10 +96,10 @@ pub trait Surroundings {
         None
     }
 
-    /// Asked when half of the training is over, until it answers: for chosen entries, whether they train on (1) or stay
-    /// (0). The answer starts the optimizer anew.
-    fn half_way(&mut self, sam: &Sam) -> Option<Trained> {
-        let _ = sam;
+    /// Asked when half of the training is over, until it answers: what changes. The answer starts the optimizer anew.
+    /// `losses` computes those of the samples, one by one, as they are and as the network is.
+    fn half_way(&mut self, sam: &Sam, losses: &mut dyn Iterator<Item = Tensor<1>>) -> Option<Turn> {
+        let _ = (sam, losses);
         None
     }
 
@@ -170,10 +171,15 @@ pub fn run(
                 let step = first + at;
                 lr = rate(step, state.seconds);
                 if state.kept.is_none() && done(step, state.seconds) >= 0.5 {
-                    state.kept = around.half_way(sam);
-                    if state.kept.is_some() {
+                    let turn = {
+                        let draw = |i| batch::draw(samples, &[i], Augment::Off, options.seed, 0);
+                        let mut losses = (0..samples.len()).map(|i| step_loss(sam, draw(i), None, device));
+                        around.half_way(sam, &mut losses)
+                    };
+                    if let Some(turn) = turn {
                         // Its moments are of entries that stay now: with them, these would glide on.
                         optimizer.restart();
+                        state.turn(sam, turn, device);
                     }
                 }
                 let asked = Instant::now();

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::io::safetensors::{Reader, Values, write};
 use crate::model::Sam;
 use crate::model::weights::to_vec;
+use crate::tune::course::Turn;
 use crate::tune::optimizer::Optimizer;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
@@ -29,7 +30,7 @@ pub struct State {
     pub seconds: f64,
     /// The epoch with the best validation mDice (the first of equals) and its values.
     pub best: Option<(usize, Trained)>,
-    /// Of chosen entries, those that train on from half-way, 1, and those that stay, 0; `None` before, and where all do.
+    /// Of trained values, those that train on from half-way, 1, and those that stay, 0; `None` before, and where all do.
     pub kept: Option<Trained>,
     values: Trained,
     moments: BTreeMap<String, Vec<Vec<f32>>>,
@@ -81,6 +82,15 @@ impl State {
     pub(super) fn attach(&self, sam: &mut Sam, optimizer: &mut Optimizer, device: &Device) {
         put(sam, &self.values, device);
         optimizer.restore(self.optimizer_steps, self.moments.clone(), device);
+    }
+
+    /// Half-way: what trains on, and values to begin again with. What was best before them was another network's.
+    pub(super) fn turn(&mut self, sam: &mut Sam, turn: Turn, device: &Device) {
+        self.kept = Some(turn.kept);
+        if let Some(values) = turn.rewound {
+            put(sam, &values, device);
+            self.best = None;
+        }
     }
 
     /// Takes values and moments out.

@@ -1,9 +1,9 @@
 //! What a method asks of the loop while entries train: a term in their gradient, and fewer of them half-way.
 
 use super::alignment::{self, Alignment};
-use crate::method::{Change, Entries, Plan, Tuning};
+use crate::method::{Change, Entries, HalfWay, Plan, Prune, Slope, Tuning};
 use crate::model::weights::to_vec;
-use crate::model::{Kind, Sam};
+use crate::model::{Kind, Sam, WeightSpec};
 use burn::tensor::Tensor;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -11,6 +11,15 @@ use std::collections::BTreeMap;
 
 /// Values by weight, one for each of its chosen entries.
 pub type Terms = BTreeMap<String, Vec<f32>>;
+
+/// What changes half-way.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Turn {
+    /// Of the trained values of these weights, those that train on, 1, and those that stay, 0.
+    pub kept: Terms,
+    /// Trained values with which training begins again; `None` when it goes on.
+    pub rewound: Option<Terms>,
+}
 
 /// A method at work on what its plan has attached.
 pub struct Course<'a> {
@@ -42,12 +51,51 @@ impl<'a> Course<'a> {
         Some((name.clone(), (penalty.gradient)(&self.entries(sam, name)?)))
     }
 
-    /// Which chosen entries train on from half-way, 1, and which stay, 0; `None` when the method asks for no change.
-    pub fn half_way(&self, sam: &Sam) -> Option<Terms> {
-        let decide = self.method.half_way()?;
-        let chosen = self.chosen().filter_map(|(name, _)| Some((name, self.entries(sam, name)?)));
-        let (names, entries): (Vec<&String>, Vec<Entries<'_>>) = chosen.unzip();
-        Some(names.into_iter().cloned().zip(decide(&entries)).collect())
+    /// What changes half-way; `None` when the method asks for no change. `losses` are those of the training cases, one by
+    /// one, as `sam` is; they are taken only where gradients are needed.
+    pub fn half_way(&self, sam: &Sam, losses: &mut dyn Iterator<Item = Tensor<1>>) -> Option<Turn> {
+        match self.method.half_way()? {
+            HalfWay::Keep(keep) => {
+                let chosen = self.chosen().filter_map(|(name, _)| Some((name, self.entries(sam, name)?)));
+                let (names, entries): (Vec<&String>, Vec<Entries<'_>>) = chosen.unzip();
+                let kept = names.into_iter().cloned().zip(keep(&entries)).collect();
+                Some(Turn { kept, rewound: None })
+            }
+            HalfWay::Prune(prune) => Some(self.prune(sam, prune, losses)),
+        }
+    }
+
+    fn prune(&self, sam: &Sam, prune: Prune, losses: &mut dyn Iterator<Item = Tensor<1>>) -> Turn {
+        let added = || {
+            self.plan.iter().filter_map(|(name, change)| match change {
+                Change::Added(added) => Some((added, sam.weights.get(name)?)),
+                _ => None,
+            })
+        };
+        let (mut sums, mut cases) = (Vec::<f64>::new(), 0);
+        for loss in losses {
+            let mut gradients = loss.backward();
+            let slopes = added().map(|(added, weight)| {
+                let gradient = weight.value.grad_remove(&mut gradients).map(to_vec);
+                let gradient = gradient.unwrap_or_else(|| vec![0.0; added.spec.len()]);
+                Slope { spec: &added.spec, now: to_vec(weight.value.clone()), gradient }
+            });
+            let slopes = (prune.slopes)(&slopes.collect::<Vec<_>>());
+            sums.resize(slopes.len(), 0.0);
+            sums.iter_mut().zip(slopes).for_each(|(sum, slope)| *sum += f64::from(slope.abs()));
+            cases += 1;
+        }
+        let importance: Vec<f32> = sums.iter().map(|sum| (sum / f64::from(cases.max(1))) as f32).collect();
+        let specs: Vec<&WeightSpec> = added().map(|(added, _)| &added.spec).collect();
+        let kept: Terms = specs.iter().map(|spec| spec.name.clone()).zip((prune.keep)(&specs, &importance)).collect();
+        let begun = added().map(|(added, _)| (added.spec.name.clone(), added.start.clone()));
+        let mut rewound: Terms = self.start.clone().into_iter().chain(begun).collect();
+        for (name, kept) in &kept {
+            if let Some(values) = rewound.get_mut(name) {
+                values.iter_mut().zip(kept).for_each(|(value, kept)| *value *= kept);
+            }
+        }
+        Turn { kept, rewound: Some(rewound) }
     }
 
     /// How what trains lies to its inputs from these pictures.

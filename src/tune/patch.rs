@@ -260,9 +260,9 @@ impl Patch {
         Ok(())
     }
 
-    /// Whether it has weights that the base does not have.
-    pub fn adds(&self) -> bool {
-        self.deltas.values().any(|delta| matches!(delta, Delta::Added { .. }))
+    /// Number of values of weights that the base does not have.
+    pub fn n_added(&self) -> usize {
+        self.deltas.values().filter(|delta| matches!(delta, Delta::Added { .. })).map(Delta::len).sum()
     }
 }
 

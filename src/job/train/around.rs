@@ -10,9 +10,10 @@ use crate::model::sam::Cache;
 use crate::run::Run;
 use crate::score::Report;
 use crate::train::batch::{self, Augment, Sample};
-use crate::train::{Epoch, Options, State, Surroundings, Trained, Validation};
+use crate::train::{Epoch, Options, State, Surroundings, Validation};
 use crate::tune::alignment::{Alignment, HEAD};
-use crate::tune::course::Course;
+use crate::tune::course::{Course, Turn};
+use burn::tensor::Tensor;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,11 +98,20 @@ impl Surroundings for Around<'_> {
         self.course.penalty(sam, step)
     }
 
-    fn half_way(&mut self, sam: &Sam) -> Option<Trained> {
-        let kept = self.course.half_way(sam)?;
-        let (on, all) = kept.values().flatten().fold((0, 0), |(on, all), k| (on + usize::from(*k > 0.0), all + 1));
-        self.job.progress.line(format!("half-way     {on} of {all} selected weights train on"));
-        Some(kept)
+    fn half_way(&mut self, sam: &Sam, losses: &mut dyn Iterator<Item = Tensor<1>>) -> Option<Turn> {
+        let turn = self.course.half_way(sam, losses)?;
+        let all = turn.kept.values().flatten();
+        let (on, all) = all.fold((0, 0), |(on, all), k| (on + usize::from(*k > 0.0), all + 1));
+        let (what, again) = match turn.rewound {
+            None => ("selected", ""),
+            // Better ones of before were another network's.
+            Some(_) => ("added", ", from their start"),
+        };
+        if turn.rewound.is_some() {
+            self.best = None;
+        }
+        self.job.progress.line(format!("half-way     {on} of {all} {what} weights train on{again}"));
+        Some(turn)
     }
 
     fn stopped(&self) -> bool {

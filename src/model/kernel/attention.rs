@@ -15,10 +15,11 @@ use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use rayon::prelude::*;
 
-/// Attention of a picture's positions to each other.
+/// Attention of a picture's positions to each other, and to what stands behind them: keys and values without a position,
+/// whose queries are passed over.
 ///
 /// # Shapes
-/// `qkv`: `[batch, h · w, 3 · width]`; `rel_h`: `[2h - 1, width / heads]`, `rel_w`: `[2w - 1, width / heads]` →
+/// `qkv`: `[batch, h · w or more, 3 · width]`; `rel_h`: `[2h - 1, width / heads]`, `rel_w`: `[2w - 1, width / heads]` →
 /// `[batch, h · w, width]`.
 pub fn self_attention(
     qkv: Tensor<3>,
@@ -44,13 +45,14 @@ pub fn cross_attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -
 }
 
 fn plain_self(qkv: Tensor<3>, rel_h: Tensor<2>, rel_w: Tensor<2>, heads: usize, [h, w]: [usize; 2]) -> Tensor<3> {
-    let [b, n, c] = qkv.dims();
+    let ([b, m, c], n) = (qkv.dims(), h * w);
     let (width, c) = (c / 3 / heads, c / 3);
-    let qkv = qkv.reshape([b, n, 3, heads, width]).permute([2, 0, 3, 1, 4]).reshape([3, b * heads, n, width]);
-    let part = |i: usize| qkv.clone().narrow(0, i, 1).reshape([b * heads, n, width]);
-    let (q, k, v) = (part(0), part(1), part(2));
+    let qkv = qkv.reshape([b, m, 3, heads, width]).permute([2, 0, 3, 1, 4]).reshape([3, b * heads, m, width]);
+    let part = |i: usize| qkv.clone().narrow(0, i, 1).reshape([b * heads, m, width]);
+    let (q, k, v) = (part(0).narrow(1, 0, n), part(1), part(2));
 
     let scores = (q.clone() * (width as f64).powf(-0.5)).matmul(k.transpose());
+    let (scores, others) = (scores.clone().narrow(2, 0, n), (m > n).then(|| scores.narrow(2, n, m - n)));
     let q = q.reshape([b * heads, h, w, width]);
     let along_h = q.clone().matmul(relative(rel_h, h).transpose().unsqueeze::<4>());
     let along_w = q.permute([0, 2, 1, 3]).matmul(relative(rel_w, w).transpose().unsqueeze::<4>());
@@ -58,8 +60,9 @@ fn plain_self(qkv: Tensor<3>, rel_h: Tensor<2>, rel_w: Tensor<2>, heads: usize, 
     let scores = scores.reshape([b * heads, h, w, h, w])
         + along_h.reshape([b * heads, h, w, h, 1])
         + along_w.reshape([b * heads, h, w, 1, w]);
+    let scores = std::iter::once(scores.reshape([b * heads, n, n])).chain(others).collect();
 
-    let y = activation::softmax(scores.reshape([b * heads, n, n]), 2).matmul(v);
+    let y = activation::softmax(Tensor::cat(scores, 2), 2).matmul(v);
     y.reshape([b, heads, n, width]).permute([0, 2, 1, 3]).reshape([b, n, c])
 }
 
@@ -157,7 +160,7 @@ impl Head<'_> {
                 let (mut by_h, mut by_w) = (vec![0f32; rows * (2 * h - 1)], vec![0f32; rows * (2 * w - 1)]);
                 product([rows, d, 2 * h - 1], q, Matrix::new(along_h, d).t(), &mut by_h, false, Threads::One);
                 product([rows, d, 2 * w - 1], q, Matrix::new(along_w, d).t(), &mut by_w, false, Threads::One);
-                add_positions(p, first, h, w, scale, &by_h, &by_w);
+                add_positions(p, m, first, h, w, scale, &by_h, &by_w);
                 softmax(p, m, 1.0);
             }
         }
@@ -197,7 +200,7 @@ impl Head<'_> {
             if let Some(Positions { h, w, along_h, along_w }) = self.positions {
                 let (wide, tall) = (2 * w - 1, 2 * h - 1);
                 let (mut by_h, mut by_w) = (vec![0f32; rows * tall], vec![0f32; rows * wide]);
-                sum_positions(ds, first, h, w, &mut by_h, &mut by_w);
+                sum_positions(ds, m, first, h, w, &mut by_h, &mut by_w);
                 product([rows, tall, d], Matrix::new(&by_h, tall), Matrix::new(along_h, d), dq, true, Threads::One);
                 product([rows, wide, d], Matrix::new(&by_w, wide), Matrix::new(along_w, d), dq, true, Threads::One);
                 g.along_h.resize(tall * d, 0.0);
@@ -238,30 +241,32 @@ widest! {
 }
 
 widest! {
-    /// Scores of queries from `first` on: scaled, and what their positions add.
-    fn add_positions(s: &mut [f32], first: usize, h: usize, w: usize, scale: f32, by_h: &[f32], by_w: &[f32]) {
+    /// Scores of queries from `first` on: scaled, and what their positions add. Of `m` keys the first have a position.
+    fn add_positions(s: &mut [f32], m: usize, first: usize, h: usize, w: usize, scale: f32, by_h: &[f32], by_w: &[f32]) {
         let mut along = vec![0f32; w];
-        let rows = s.chunks_exact_mut(h * w).zip(by_h.chunks_exact(2 * h - 1)).zip(by_w.chunks_exact(2 * w - 1));
+        let rows = s.chunks_exact_mut(m).zip(by_h.chunks_exact(2 * h - 1)).zip(by_w.chunks_exact(2 * w - 1));
         for (query, ((s, by_h), by_w)) in rows.enumerate() {
             let (y, x) = ((first + query) / w, (first + query) % w);
             // Offsets fall as keys rise.
             along.iter_mut().zip(by_w[x..x + w].iter().rev()).for_each(|(a, b)| *a = *b);
-            for (s, up) in s.chunks_exact_mut(w).zip(by_h[y..y + h].iter().rev()) {
+            let (placed, others) = s.split_at_mut(h * w);
+            for (s, up) in placed.chunks_exact_mut(w).zip(by_h[y..y + h].iter().rev()) {
                 s.iter_mut().zip(&along).for_each(|(s, a)| *s = *s * scale + up + a);
             }
+            others.iter_mut().for_each(|s| *s *= scale);
         }
     }
 }
 
 widest! {
     /// The gradient of what positions add, summed over the keys that share an offset.
-    fn sum_positions(ds: &[f32], first: usize, h: usize, w: usize, by_h: &mut [f32], by_w: &mut [f32]) {
+    fn sum_positions(ds: &[f32], m: usize, first: usize, h: usize, w: usize, by_h: &mut [f32], by_w: &mut [f32]) {
         let mut along = vec![0f32; w];
-        let rows = ds.chunks_exact(h * w).zip(by_h.chunks_exact_mut(2 * h - 1)).zip(by_w.chunks_exact_mut(2 * w - 1));
+        let rows = ds.chunks_exact(m).zip(by_h.chunks_exact_mut(2 * h - 1)).zip(by_w.chunks_exact_mut(2 * w - 1));
         for (query, ((ds, by_h), by_w)) in rows.enumerate() {
             let (y, x) = ((first + query) / w, (first + query) % w);
             along.fill(0.0);
-            for (ds, up) in ds.chunks_exact(w).zip(by_h[y..y + h].iter_mut().rev()) {
+            for (ds, up) in ds[..h * w].chunks_exact(w).zip(by_h[y..y + h].iter_mut().rev()) {
                 *up = lanes(w, |i| ds[i]);
                 along.iter_mut().zip(ds).for_each(|(a, d)| *a += d);
             }
@@ -278,22 +283,25 @@ struct Heads<'a> {
     d: usize,
     n: usize,
     m: usize,
+    /// Rows of a picture that hold queries; those from `n` on are passed over.
+    queries: usize,
     /// Values, offset of the first head, values a row: of q, k and v.
     parts: [(&'a [f32], usize, usize); 3],
     positions: Option<Positions<'a>>,
 }
 
 impl<'a> Heads<'a> {
-    fn joint(qkv: &'a [f32], n: usize, width: usize, heads: usize, positions: Positions<'a>) -> Heads<'a> {
+    fn joint(qkv: &'a [f32], m: usize, width: usize, heads: usize, positions: Positions<'a>) -> Heads<'a> {
         let parts = [0, width, 2 * width].map(|offset| (qkv, offset, 3 * width));
-        let batch = qkv.len() / (n * 3 * width);
-        Heads { batch, heads, d: width / heads, n, m: n, parts, positions: Some(positions) }
+        let (batch, n) = (qkv.len() / (m * 3 * width), positions.h * positions.w);
+        Heads { batch, heads, d: width / heads, n, m, queries: m, parts, positions: Some(positions) }
     }
 
     fn apart(parts: [&'a [f32]; 3], batch: usize, width: usize, heads: usize) -> Heads<'a> {
         let rows = |x: &[f32]| x.len() / (batch * width);
         let (n, m) = (rows(parts[0]), rows(parts[1]));
-        Heads { batch, heads, d: width / heads, n, m, parts: parts.map(|p| (p, 0, width)), positions: None }
+        let parts = parts.map(|part| (part, 0, width));
+        Heads { batch, heads, d: width / heads, n, m, queries: n, parts, positions: None }
     }
 
     /// Head `at % heads` of picture `at / heads`.
@@ -304,7 +312,7 @@ impl<'a> Heads<'a> {
             let start = picture * rows * row + offset + head * self.d;
             Matrix { data: &data[start..], rows: row, cols: 1 }
         };
-        let (q, k, v) = (part(0, self.n), part(1, self.m), part(2, self.m));
+        let (q, k, v) = (part(0, self.queries), part(1, self.m), part(2, self.m));
         Head { n: self.n, m: self.m, d: self.d, q, k, v, positions: self.positions }
     }
 
@@ -327,7 +335,7 @@ impl<'a> Heads<'a> {
         (0..self.batch * self.heads).into_par_iter().map(one).collect()
     }
 
-    /// Writes `[rows, d]` of every head into pictures of `rows` rows of `row` values, from `offset` on.
+    /// Writes `[rows or fewer, d]` of every head into pictures of `rows` rows of `row` values, from `offset` on.
     fn join(&self, heads: &[impl AsRef<[f32]> + Sync], rows: usize, row: usize, offset: usize, out: &mut [f32]) {
         let d = self.d;
         out.par_chunks_mut(rows * row).zip(heads.par_chunks(self.heads)).for_each(|(out, heads)| {
@@ -351,10 +359,10 @@ impl Attention for Flex {
     ) -> FlexTensor {
         let (qkv, rel_h, rel_w) = (qkv.to_contiguous(), rel_h.to_contiguous(), rel_w.to_contiguous());
         let shape = qkv.layout().shape();
-        let (batch, n, width) = (shape[0], shape[1], shape[2] / 3);
+        let (batch, m, width) = (shape[0], shape[1], shape[2] / 3);
         let positions = Positions { h, w, along_h: floats(&rel_h), along_w: floats(&rel_w) };
-        let out = Heads::joint(floats(&qkv), n, width, heads, positions).forward();
-        tensor(out, [batch, n, width])
+        let out = Heads::joint(floats(&qkv), m, width, heads, positions).forward();
+        tensor(out, [batch, h * w, width])
     }
 
     fn fused_cross(q: FlexTensor, k: FlexTensor, v: FlexTensor, heads: usize) -> FlexTensor {
@@ -386,9 +394,9 @@ impl<C: CheckpointStrategy> Attention for Autodiff<Flex, C> {
                 let ([qkv, rel_h, rel_w], heads, [h, w]) = ops.state;
                 let (qkv, rel_h, rel_w) = (qkv.to_contiguous(), rel_h.to_contiguous(), rel_w.to_contiguous());
                 let shape = qkv.layout().shape();
-                let (batch, n, width) = (shape[0], shape[1], shape[2] / 3);
+                let (batch, m, width) = (shape[0], shape[1], shape[2] / 3);
                 let positions = Positions { h, w, along_h: floats(&rel_h), along_w: floats(&rel_w) };
-                let all = Heads::joint(floats(&qkv), n, width, heads, positions);
+                let all = Heads::joint(floats(&qkv), m, width, heads, positions);
                 let mut parts = all.backward(floats(&dy));
                 for (node, table) in [(h_node, 0), (w_node, 1)] {
                     let Some(node) = node else { continue };
@@ -401,14 +409,14 @@ impl<C: CheckpointStrategy> Attention for Autodiff<Flex, C> {
                     grads.register::<Flex>(node.id, tensor(sum, [rows, all.d]));
                 }
                 if let Some(node) = qkv_node {
-                    let mut dqkv = vec![0f32; batch * n * 3 * width];
+                    let mut dqkv = vec![0f32; batch * m * 3 * width];
                     let take: [fn(&mut HeadGradient) -> Vec<f32>; 3] =
                         [|g| std::mem::take(&mut g.q), |g| std::mem::take(&mut g.k), |g| std::mem::take(&mut g.v)];
                     for (i, take) in take.into_iter().enumerate() {
                         let values: Vec<Vec<f32>> = parts.iter_mut().map(take).collect();
-                        all.join(&values, n, 3 * width, i * width, &mut dqkv);
+                        all.join(&values, m, 3 * width, i * width, &mut dqkv);
                     }
-                    grads.register::<Flex>(node.id, tensor(dqkv, [batch, n, 3 * width]));
+                    grads.register::<Flex>(node.id, tensor(dqkv, [batch, m, 3 * width]));
                 }
             }
         }
@@ -471,6 +479,8 @@ impl<C: CheckpointStrategy> Attention for Autodiff<Flex, C> {
 mod tests {
     use super::super::tests::{close, leaf, wave};
     use super::*;
+    use crate::model::weights::to_vec;
+    use burn::tensor::Device;
 
     fn flat<const D: usize>(x: Tensor<D>) -> Tensor<1> {
         x.flatten(0, D - 1)
@@ -486,6 +496,28 @@ mod tests {
             [flat(y), flat(qkv.grad(&grads).unwrap()), flat(h.grad(&grads).unwrap()), flat(w.grad(&grads).unwrap())]
         };
         run(&self_attention).into_iter().zip(run(&plain_self)).for_each(|(a, b)| close(a, b, 1e-5));
+    }
+
+    #[test]
+    fn keys_behind_the_positions_are_attended_to_and_ask_nothing() {
+        // 5 × 4 positions and 3 others.
+        let (h, w) = (leaf([9, 6], 1.3), leaf([7, 6], 0.7));
+        let run = |f: &dyn Fn(Tensor<3>, Tensor<2>, Tensor<2>, usize, [usize; 2]) -> Tensor<3>| {
+            let qkv = leaf([2, 23, 36], 0.37);
+            let y = f(qkv.clone(), h.clone(), w.clone(), 2, [5, 4]);
+            let grads = (y.clone() * wave([2, 20, 12], 0.11)).sum().backward();
+            [flat(y), flat(qkv.grad(&grads).unwrap()), flat(h.grad(&grads).unwrap()), flat(w.grad(&grads).unwrap())]
+        };
+        let kernel = run(&self_attention);
+        let asked = kernel[1].clone().reshape([2, 23, 36]).slice([0..2, 20..23, 0..12]);
+        assert_eq!(to_vec(asked.abs().max()), [0.0]);
+        kernel.into_iter().zip(run(&plain_self)).for_each(|(a, b)| close(a, b, 1e-5));
+        // Where positions add nothing it is the attention of 20 queries to 23 keys.
+        let none = |side| Tensor::<2>::zeros([2 * side - 1, 6], &Device::flex());
+        let qkv = wave([2, 23, 36], 0.37);
+        let part = |i: usize, n: usize| qkv.clone().slice([0..2, 0..n, 12 * i..12 * (i + 1)]);
+        let across = cross_attention(part(0, 20), part(1, 23), part(2, 23), 2);
+        close(flat(self_attention(qkv.clone(), none(5), none(4), 2, [5, 4])), flat(across), 1e-6);
     }
 
     #[test]

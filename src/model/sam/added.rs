@@ -5,6 +5,12 @@
 //! |---|---|---|
 //! | [`Addition::LowRank`] | `lora_a` `[r, in]`, `lora_b` `[out, r]` | a linear layer, or `q`, `k`, `v` below `attn.qkv` |
 //! | [`Addition::ScaleShift`] | `ssf_scale` `[out]`, `ssf_shift` `[out]` | a layer with a bias, or a norm |
+//! | [`Addition::Adapter`] | `adapter.down` `[b, d]`, `adapter.up` `[d, b]`, with biases | a block's `mlp` |
+//! | [`Addition::Prompts`] | `prompts` `[n, d]` | a block |
+//! | [`Addition::KeyPrompts`] | `prompts_kv` `[n, d]` | a block's `attn` |
+//! | [`Addition::Generator`] | `high` `[e, 3 p²]`, `patches` `[e, d]`, `up` `[d, e]`, with biases | `image_encoder.prompt_generator` |
+//! | [`Addition::Generated`] | `tune` `[e, e]`, with a bias | a number below that |
+//! | [`Addition::Side`] | `query`, `key`, `value` `[r, d]`, `up` `[d, r]` | `image_encoder.side`, a block's number below it |
 //!
 //! Some of them fold into the official weights ([`merge`]), others cannot: those fine-tunes are a base and a patch.
 
@@ -20,12 +26,39 @@ pub enum Addition {
     LowRank,
     /// γ ⊙ y + β of a layer's output y.
     ScaleShift,
+    /// y + up(GELU(down(y))) of the MLP's output y.
+    Adapter,
+    /// Tokens that are keys and values beside those of a picture or window: they go through the block's norm and `qkv`.
+    Prompts,
+    /// The same rows as keys and as values, behind `qkv`.
+    KeyPrompts,
+    /// What is added to the input of every block: `up` of what its `tune` makes of a picture's high frequencies and
+    /// patches.
+    Generator,
+    /// A block's layer of the generator.
+    Generated,
+    /// Attention of rank r over a block's input, beside the block.
+    Side,
 }
 
 /// Every family and the last parts of its names; the first one's outermost size is the family's own: a rank, a width, a
 /// number.
-const FAMILIES: [(Addition, &[&str]); 2] =
-    [(Addition::LowRank, &["lora_a", "lora_b"]), (Addition::ScaleShift, &["ssf_scale", "ssf_shift"])];
+const FAMILIES: [(Addition, &[&str]); 8] = [
+    (Addition::LowRank, &["lora_a", "lora_b"]),
+    (Addition::ScaleShift, &["ssf_scale", "ssf_shift"]),
+    (Addition::Adapter, &["adapter.down.weight", "adapter.down.bias", "adapter.up.weight", "adapter.up.bias"]),
+    (Addition::Prompts, &["prompts"]),
+    (Addition::KeyPrompts, &["prompts_kv"]),
+    (Addition::Generator, &["high.weight", "high.bias", "patches.weight", "patches.bias", "up.weight", "up.bias"]),
+    (Addition::Generated, &["tune.weight", "tune.bias"]),
+    (Addition::Side, &["query", "key", "value", "up"]),
+];
+
+/// The only owner of [`Addition::Generator`].
+pub const GENERATOR: &str = "image_encoder.prompt_generator";
+
+/// Where the layers of [`Addition::Side`] are: not in the blocks, which do not depend on them.
+pub const SIDE: &str = "image_encoder.side";
 
 /// The thirds of `attn.qkv`'s rows.
 const THIRDS: [&str; 3] = ["q", "k", "v"];
@@ -34,7 +67,19 @@ impl Addition {
     /// The family of an added weight, and its owner; `None` for an official name.
     pub fn of(name: &str) -> Option<(Addition, &str)> {
         let owner = |part: &&str| name.strip_suffix(*part).and_then(|owner| owner.strip_suffix('.'));
-        FAMILIES.into_iter().find_map(|(family, parts)| Some((family, parts.iter().find_map(owner)?)))
+        let mut families =
+            FAMILIES.into_iter().filter_map(|(family, parts)| Some((family, parts.iter().find_map(owner)?)));
+        families.find(|(family, owner)| family.owns(owner))
+    }
+
+    /// Whether such a name may own the family. Only here are the names of one family the ends of official ones.
+    fn owns(self, owner: &str) -> bool {
+        match self {
+            Addition::Generator => owner == GENERATOR,
+            Addition::Generated => owner.strip_prefix(GENERATOR).is_some_and(|rest| rest.starts_with('.')),
+            Addition::Side => owner.strip_prefix(SIDE).is_some_and(|rest| rest.starts_with('.')),
+            _ => true,
+        }
     }
 
     /// The weights of the family at this owner, in the order of the table above; `None` where the network would not look
@@ -50,6 +95,27 @@ impl Addition {
                 let out = if third.is_some() { out / THIRDS.len() } else { out };
                 (weight.kind == Kind::Linear).then(|| vec![vec![size, fan_in], vec![out, size]])?
             }
+            Addition::Adapter => {
+                let d = find(format!("{owner}.lin2.weight"))?.matrix().0;
+                vec![vec![size, d], vec![size], vec![d, size], vec![d]]
+            }
+            Addition::Prompts => vec![vec![size, find(format!("{owner}.attn.qkv.weight"))?.matrix().1]],
+            Addition::KeyPrompts => vec![vec![size, find(format!("{owner}.qkv.weight"))?.matrix().1]],
+            Addition::Generator if owner == GENERATOR => {
+                let (d, patch) = patches(specs)?;
+                vec![vec![size, 3 * patch * patch], vec![size], vec![size, d], vec![size], vec![d, size], vec![d]]
+            }
+            Addition::Generated => {
+                let block = owner.strip_prefix(GENERATOR)?.strip_prefix('.')?;
+                find(format!("image_encoder.blocks.{block}.attn.qkv.weight"))?;
+                vec![vec![size, size], vec![size]]
+            }
+            Addition::Generator => return None,
+            Addition::Side => {
+                let block = owner.strip_prefix(SIDE)?.strip_prefix('.')?;
+                let d = find(format!("image_encoder.blocks.{block}.attn.qkv.weight"))?.matrix().1;
+                vec![vec![size, d], vec![size, d], vec![size, d], vec![d, size]]
+            }
             Addition::ScaleShift => {
                 let (weight, _) = (find(format!("{owner}.weight"))?, find(format!("{owner}.bias"))?);
                 let scaled = matches!(weight.kind, Kind::Linear | Kind::Norm) || owner.ends_with("patch_embed.proj");
@@ -62,10 +128,21 @@ impl Addition {
     }
 }
 
+/// Width of the encoder and side of a patch.
+fn patches(specs: &[WeightSpec]) -> Option<(usize, usize)> {
+    let shape = |name: &str| specs.iter().find(|s| s.name == name).map(|s| &s.shape);
+    match shape("image_encoder.patch_embed.proj.weight") {
+        Some(shape) => Some((shape[0], shape[2])),
+        None => Some((*shape("image_encoder.pos_embed")?.last()?, super::config::STEM_PATCH)),
+    }
+}
+
 /// What is known of an added weight by its name.
 pub fn spec(name: &str, shape: Vec<usize>) -> WeightSpec {
     let kind = match Addition::of(name) {
         Some((Addition::ScaleShift, _)) => Kind::Norm,
+        Some((Addition::Prompts | Addition::KeyPrompts, _)) => Kind::Embedding,
+        _ if name.ends_with(".bias") => Kind::Bias,
         _ => Kind::Linear,
     };
     WeightSpec { name: name.to_string(), kind, part: Part::ImageEncoder, shape, prompt_free: true }
@@ -85,7 +162,13 @@ pub fn check(specs: &[WeightSpec], added: &BTreeMap<String, Vec<usize>>) -> Resu
         };
         let (family, owner) = Addition::of(name).ok_or_else(unknown)?;
         let parts = FAMILIES.iter().find(|(f, _)| *f == family).map(|(_, parts)| *parts).unwrap_or_default();
-        let first = parts.first().and_then(|part| added.get(&format!("{owner}.{part}")));
+        // A block's layer of the generator is as wide as the generator.
+        let owner_of_size = if family == Addition::Generated { GENERATOR } else { owner };
+        let first = match family {
+            Addition::Generated => Some("high.weight"),
+            _ => parts.first().copied(),
+        };
+        let first = first.and_then(|part| added.get(&format!("{owner_of_size}.{part}")));
         let size = first.and_then(|shape| shape.first()).copied().unwrap_or(0);
         let all = family.weights(owner, specs, size).ok_or_else(unknown)?;
         if let Some(missing) = all.iter().find(|spec| !added.contains_key(&spec.name)) {
@@ -149,9 +232,7 @@ pub fn merge(tensors: &mut BTreeMap<String, HostTensor>, added: &BTreeMap<String
 impl Addition {
     /// Whether official weights can take it up.
     pub fn folds(self) -> bool {
-        match self {
-            Addition::LowRank | Addition::ScaleShift => true,
-        }
+        matches!(self, Addition::LowRank | Addition::ScaleShift)
     }
 }
 

@@ -51,7 +51,7 @@ pub struct Stem {
 }
 
 /// Side of a patch under a stem: four convolutions of stride 2.
-const STEM_PATCH: usize = 16;
+pub(super) const STEM_PATCH: usize = 16;
 
 /// Layers of the two-way transformer.
 pub const DECODER_LAYERS: usize = 2;

@@ -3,9 +3,12 @@
 //! Other input sizes than the checkpoint's are served by interpolating the position tables when they are used; the
 //! tables themselves stay as they were loaded.
 
+use super::adapter::{Generator, adapted};
 use super::config::{SamConfig, Stem};
 use super::layers::{linear, norm, squares};
+use super::prompts::prompts;
 use super::recompute::recomputed;
+use super::side::Side;
 use crate::model::kernel::attention::self_attention;
 use crate::model::kernel::conv::conv3;
 use crate::model::kernel::gelu::gelu;
@@ -88,24 +91,34 @@ fn stages(
     let scope = weights.scope("image_encoder");
     let (patch_embed, fine) = match &config.stem {
         Some(stem) => {
-            let (patches, fine) = stem_features(stem, &scope.at("stem"), pixels);
+            let (patches, fine) = stem_features(stem, &scope.at("stem"), pixels.clone());
             (patches, Some(fine))
         }
         None => {
             let proj = scope.at("patch_embed").at("proj");
-            (linear(squares(pixels, config.patch), &proj), None)
+            (linear(squares(pixels.clone(), config.patch), &proj), None)
         }
     };
+    let generator = Generator::new(&scope, &pixels, &patch_embed, config.patch);
+    drop(pixels);
+    let mut beside: Option<Side> = None;
     let side = patch_embed.dims()[1];
     let mut x = patch_embed.clone() + positions(&scope, side);
     for i in 0..config.depth {
         let window = if config.global.contains(&i) { 0 } else { config.window };
+        if let Some(generator) = &generator {
+            x = generator.prompted(x, i);
+        }
+        beside = Side::step(beside, &x, &scope.at("side").at(i), window);
         let (scope, sizes) = (scope.at("blocks").at(i), Block { heads: config.heads, window });
         x = match activations {
             Activations::Kept => block(x, &scope, sizes),
             Activations::Recomputed => recomputed(x, &scope, sizes),
         };
         after_block(&x);
+    }
+    if let Some(beside) = beside {
+        x = beside.joined(x);
     }
     let neck = scope.at("neck");
     let x = project(x, neck.at(0).get("weight"));
@@ -160,22 +173,37 @@ pub(super) struct Block {
 pub(super) fn block(x: Tensor<4>, scope: &Scope<'_>, Block { heads, window }: Block) -> Tensor<4> {
     let [_, h, w, _] = x.dims();
     let y = norm(x.clone(), &scope.at("norm1"), EPSILON);
-    let y = if window == 0 {
-        attention(y, &scope.at("attn"), heads)
-    } else {
-        let (windows, padded) = partition(y, window);
-        unpartition(attention(windows, &scope.at("attn"), heads), window, padded, [h, w])
-    };
+    let prompts = prompts(scope);
+    let y = in_windows(y, window, [h, w], |y| attention(y, &scope.at("attn"), heads, prompts.clone()));
     let x = x + y;
     let y = norm(x.clone(), &scope.at("norm2"), EPSILON);
     let y = gelu(linear(y, &scope.at("mlp").at("lin1")));
-    x + linear(y, &scope.at("mlp").at("lin2"))
+    x + adapted(linear(y, &scope.at("mlp").at("lin2")), &scope.at("mlp"))
 }
 
-/// Multi-head attention with decomposed relative positions. `[batch, h, w, c]` → the same.
-fn attention(x: Tensor<4>, scope: &Scope<'_>, heads: usize) -> Tensor<4> {
+/// What `attend` makes of each window of `side` × `side`, or of the whole with a side of 0. `[batch, h, w, c]` → the same.
+pub(super) fn in_windows(
+    x: Tensor<4>,
+    side: usize,
+    size: [usize; 2],
+    attend: impl Fn(Tensor<4>) -> Tensor<4>,
+) -> Tensor<4> {
+    if side == 0 {
+        return attend(x);
+    }
+    let (windows, padded) = partition(x, side);
+    unpartition(attend(windows), side, padded, size)
+}
+
+/// Multi-head attention with decomposed relative positions; prompts stand behind the positions of every picture or
+/// window. `[batch, h, w, c]` → the same.
+fn attention(x: Tensor<4>, scope: &Scope<'_>, heads: usize, prompts: Option<Tensor<2>>) -> Tensor<4> {
     let [b, h, w, c] = x.dims();
-    let qkv = linear(x.reshape([b, h * w, c]), &scope.at("qkv"));
+    let mut qkv = linear(x.reshape([b, h * w, c]), &scope.at("qkv"));
+    if let Some(prompts) = prompts {
+        let n = prompts.dims()[0];
+        qkv = Tensor::cat(vec![qkv, prompts.reshape([1, n, 3 * c]).expand([b, n, 3 * c])], 1);
+    }
     let y = self_attention(qkv, relative(scope, "rel_pos_h", h), relative(scope, "rel_pos_w", w), heads, [h, w]);
     linear(y, &scope.at("proj")).reshape([b, h, w, c])
 }

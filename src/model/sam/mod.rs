@@ -1,5 +1,6 @@
 //! Segment Anything (Kirillov et al., arXiv 2304.02643): image encoder, prompt encoder, mask decoder.
 
+mod adapter;
 pub mod added;
 mod cache;
 pub mod config;
@@ -7,7 +8,9 @@ pub mod image_encoder;
 mod layers;
 pub mod mask_decoder;
 pub mod prompt_encoder;
+mod prompts;
 mod recompute;
+mod side;
 mod transformer;
 
 pub use added::Addition;
