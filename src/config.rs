@@ -300,7 +300,7 @@ impl Config {
         if let Some(rule) = method.rule() {
             self.score.get_or_insert(rule.score);
             self.group.get_or_insert(rule.group);
-            if !self.score.unwrap_or(rule.score).needs().is_empty() {
+            if self.score.unwrap_or(rule.score).reads_gradients() {
                 self.selection_loss.get_or_insert(SelectionLoss::Task);
             }
             self.set_budget(self.settings().budget);
@@ -330,7 +330,7 @@ impl Config {
         if method.rule().is_none() {
             (config.k, config.ratio, config.budget, config.score, config.group) = (None, None, None, None, None);
         }
-        if method::rule(method, &config.settings()).is_none_or(|rule| rule.score.needs().is_empty()) {
+        if method::rule(method, &config.settings()).is_none_or(|rule| !rule.score.reads_gradients()) {
             config.selection_loss = None;
         }
         config.biases |= method::fixed_biases(method) == Some(Change::Frozen);
@@ -527,7 +527,7 @@ impl Config {
             return Err(Error::usage("--ratio must lie above 0 and not above 1"));
         }
         let score = self.score.unwrap_or(rule.score);
-        if let Some(loss) = self.selection_loss.filter(|_| score.needs().is_empty()) {
+        if let Some(loss) = self.selection_loss.filter(|_| !score.reads_gradients()) {
             return Err(Error::usage(format!("--selection-loss {loss} does not go with score `{score}`"))
                 .hint("that score reads no gradients"));
         }

@@ -8,7 +8,7 @@
 mod common;
 
 use burn::tensor::{Device, Tensor};
-use segft::method::{self, Settings, Sum};
+use segft::method::{self, Score, Settings, Sum};
 use segft::model::sam::Activations;
 use segft::model::{Kind, Part, SamConfig, checkpoint};
 use segft::predict::prompt_free_logits;
@@ -176,6 +176,14 @@ fn selections() {
         });
         assert!(returned > 1.9, "{returned}");
     }
+    // Of inputs there is a number a column to hold: what is as large as a matrix is made of one after another.
+    let (gps, settings) =
+        (method::find("gps").unwrap(), Settings { score: Some(Score::ActivationWeight), ..Settings::default() });
+    let looked = peak(&|| {
+        let two = [(), ()].into_iter().map(Ok);
+        gradients::choose(gps, &sam, &settings, 0, two, |sam, ()| Ok(step(sam))).unwrap();
+    });
+    assert!(looked < 0.5, "{looked} times the encoder");
 }
 
 /// One test, because the counters are the whole process's.

@@ -70,6 +70,7 @@ fn every_score_in_every_group_is_chosen_at_the_same_count() {
         "second-order",
         "second-order-fd",
         "gradient-weight",
+        "activation-weight",
         "largest",
         "smallest",
         "random",
@@ -260,8 +261,10 @@ fn a_contrastive_selection_asks_nothing_of_the_decoder_and_is_recorded() {
     assert_eq!((facts["selection_loss"].as_str(), facts["n_cases"].as_u64()), (Some("contrastive"), Some(6)));
     assert!(bytes == select(at, "t.safetensors", &[&contrastive[..], &["--threads", "1"]].concat()).1);
     assert!(bytes != select(at, "t.safetensors", &[]).1);
-    let without = select(at, "t.safetensors", &["--score", "largest"]).0;
-    assert!(without["selection_loss"].is_null(), "{without}");
+    for score in ["largest", "activation-weight"] {
+        let without = select(at, "t.safetensors", &["--score", score]).0;
+        assert!(without["selection_loss"].is_null(), "{without}");
+    }
 
     // A training takes the very same, a plan and a comparison take the flag, and what reads no gradients refuses it.
     train(at, "run", &contrastive);
@@ -279,6 +282,7 @@ fn a_contrastive_selection_asks_nothing_of_the_decoder_and_is_recorded() {
     for (more, words) in [
         (&["task", "--selection", "s.safetensors"][..], &["--selection-loss task", "--selection-loss contrastive"][..]),
         (&["contrastive", "--method", "magnitude"], &["--selection-loss", "`largest`"]),
+        (&["contrastive", "--score", "activation-weight"], &["--selection-loss", "`activation-weight`"]),
         (&["contrastive", "--method", "full"], &["--selection-loss", "--method full"]),
         (&["contrstive"], &["--selection-loss", "`contrastive`"]),
     ] {

@@ -39,8 +39,8 @@ pub fn run(config: Config, progress: &Progress) -> Result<Value> {
     let need = forecast::selection(&sam.config, size, sums, Activations::Kept);
     sam.activations = forecast::activations(config.recompute, need, &device);
     let start = Instant::now();
-    // A choice without gradients takes no pass over the pictures.
-    let pictures = if sums > 0 { samples.len() } else { 0 };
+    // A choice from the weights alone takes no pass over the pictures.
+    let pictures = if select::passes(&config) > 0 { samples.len() } else { 0 };
     let (selection, selecting) = match (method.rule().is_some(), given) {
         (false, _) => (None, 0.0),
         (true, Some(given)) => (Some(given), 0.0),

@@ -1,4 +1,4 @@
-//! `select`: which weights matter, from the gradients of the training cases.
+//! `select`: which weights matter, from the training cases' gradients or inputs.
 
 use crate::config::Config;
 use crate::data::{self, Form, Splits};
@@ -336,13 +336,19 @@ pub fn sums(config: &Config) -> usize {
     rule(config).map_or(0, |rule| gradients::buffers(rule.score.needs()))
 }
 
-/// Ids of the cases that a selection looks at: those of the training, or none.
-pub fn cases(config: &Config, splits: &Splits) -> Vec<String> {
-    if sums(config) > 0 { splits.train.iter().map(|c| c.id.clone()).collect() } else { Vec::new() }
+/// Passes over the training cases that the configured method chooses entries from: of a score of the weights alone, and of a
+/// method that chooses none, no pass.
+pub fn passes(config: &Config) -> usize {
+    rule(config).map_or(0, |rule| gradients::passes(rule.score.needs()))
 }
 
-/// The selection of a method that chooses entries: where gradients are needed, by one
-/// deterministic pass over the training samples, one at a time, in order, not augmented. `base` is the base's name and
+/// Ids of the cases that a selection looks at: those of the training, or none.
+pub fn cases(config: &Config, splits: &Splits) -> Vec<String> {
+    if passes(config) > 0 { splits.train.iter().map(|c| c.id.clone()).collect() } else { Vec::new() }
+}
+
+/// The selection of a method that chooses entries: where gradients or inputs are needed, by
+/// deterministic passes over the training samples, one at a time, in order, not augmented. `base` is the base's name and
 /// SHA-256.
 ///
 /// # Errors
@@ -357,8 +363,9 @@ pub fn select(
     device: &Device,
 ) -> Result<Selection> {
     let (method, settings, rule) = (method::find(&config.method)?, config.settings(), rule(config)?);
-    if !rule.score.needs().is_empty() {
-        progress.start("selecting", samples.len() * gradients::passes(rule.score.needs()));
+    let passes = passes(config);
+    if passes > 0 {
+        progress.start("selecting", samples.len() * passes);
     }
     let mut done = 0;
     let of = config.selection_loss.unwrap_or(SelectionLoss::Task);
@@ -382,7 +389,7 @@ pub fn select(
         budget: settings.budget,
         score: rule.score,
         group: rule.group,
-        loss: (!rule.score.needs().is_empty()).then_some(of),
+        loss: rule.score.reads_gradients().then_some(of),
         seed: (rule.score == Score::Random).then_some(config.seed),
         base_name: base.0.clone(),
         base_sha256: base.1.clone(),

@@ -1,8 +1,6 @@
-//! Scores: how much a weight is worth training, one number each, from the base alone or from gradients of the training
-//! cases. g is one case's gradient of the loss, w the base's value, n the number of cases; sums run over the cases.
-//!
-//! Left out is the score |w| · rms(input) of FPS (arXiv 2510.27359): it needs the inputs of every layer, which the
-//! network does not hand out.
+//! Scores: how much a weight is worth training, one number each, from the base alone, from gradients of the training
+//! cases or from what a layer is given of them. g is one case's gradient of the loss, w the base's value, x the inputs that
+//! a weight multiplies, n the number of cases; sums run over the cases.
 
 use crate::error::{Error, Result, nearest};
 use crate::model::WeightSpec;
@@ -31,6 +29,9 @@ pub enum Score {
     SecondOrderFd,
     /// |w Σ g|: what the loss changes, to first order, when the weight is taken out.
     GradientWeight,
+    /// |w| · rms(x): the size of what a weight gives to its neuron's sum (FPS, arXiv 2510.27359). The cases pass through
+    /// the network once, forwards.
+    ActivationWeight,
     /// |w|.
     Largest,
     /// -|w|.
@@ -40,7 +41,7 @@ pub enum Score {
 }
 
 /// Every score by name.
-const SCORES: [(&str, Score); 10] = [
+const SCORES: [(&str, Score); 11] = [
     ("gradient", Score::Gradient),
     ("abs-gradient", Score::AbsGradient),
     ("fisher", Score::Fisher),
@@ -48,6 +49,7 @@ const SCORES: [(&str, Score); 10] = [
     ("second-order", Score::SecondOrder),
     ("second-order-fd", Score::SecondOrderFd),
     ("gradient-weight", Score::GradientWeight),
+    ("activation-weight", Score::ActivationWeight),
     ("largest", Score::Largest),
     ("smallest", Score::Smallest),
     ("random", Score::Random),
@@ -105,7 +107,7 @@ pub(super) fn named<T: Copy>(what: &str, text: &str, known: &[(&str, T)]) -> Res
     Err(Error::usage(format!("unknown {what} `{text}`")).hint(format!("{near}known are {}", names.join(", "))))
 }
 
-/// A sum over cases of what one case's gradient is.
+/// A sum over cases of what one case's gradient is, or of what a layer is given of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Sum {
     /// Σ g, with its signs.
@@ -116,27 +118,37 @@ pub enum Sum {
     Square,
     /// Σ h: the diagonal of the Hessian, by differences of [`Sum::Signed`] at moved weights.
     Curvature,
+    /// Σ rms(x)²: of one case, the mean square over all places where a layer is at work; a number an input, not a weight.
+    Inputs,
 }
 
 impl Sum {
-    /// What one case adds; of a curvature, at the moved weights.
-    pub fn term(self, gradient: f32) -> f32 {
+    /// What one case adds of its gradient; of a curvature, at the moved weights; of inputs, of rms(x).
+    pub fn term(self, value: f32) -> f32 {
         match self {
-            Sum::Signed | Sum::Curvature => gradient,
-            Sum::Absolute => gradient.abs(),
-            Sum::Square => gradient * gradient,
+            Sum::Signed | Sum::Curvature => value,
+            Sum::Absolute => value.abs(),
+            Sum::Square | Sum::Inputs => value * value,
+        }
+    }
+
+    /// Of what it is, for messages.
+    fn of(self) -> &'static str {
+        match self {
+            Sum::Inputs => "input",
+            _ => "gradient",
         }
     }
 }
 
-/// Sums over the training cases: official name → flat values.
+/// Sums over the training cases: official name → flat values; of [`Sum::Inputs`] as many as the weight's fan-in.
 pub type GradientTable = BTreeMap<String, Vec<f32>>;
 
 /// What scores are computed from.
 pub struct Evidence<'a> {
     /// Number of cases summed.
     pub cases: usize,
-    /// The sums that the score asked for, and no others: each is as large as the encoder.
+    /// The sums that the score asked for, and no others: each of gradients is as large as the encoder.
     pub sums: BTreeMap<Sum, GradientTable>,
     /// The base's values of a weight, read when a score needs them.
     pub weight: &'a dyn Fn(&WeightSpec) -> Vec<f32>,
@@ -153,7 +165,7 @@ impl Evidence<'_> {
         let Some(values) = self.sums.get(&sum).and_then(|table| table.get(name)) else { return Ok(None) };
         match values.iter().position(|g| !g.is_finite()) {
             None => Ok(Some(values)),
-            Some(at) => Err(Error::job(format!("the gradient of `{name}` is not a number at {at}"))
+            Some(at) => Err(Error::job(format!("the {} of `{name}` is not a number at {at}", sum.of()))
                 .hint("look for broken pictures with `segft data check`")),
         }
     }
@@ -180,8 +192,14 @@ impl Score {
             Score::Fisher => &[Sum::Square],
             Score::Snr | Score::SecondOrder => &[Sum::Signed, Sum::Square],
             Score::SecondOrderFd => &[Sum::Signed, Sum::Curvature],
+            Score::ActivationWeight => &[Sum::Inputs],
             Score::Largest | Score::Smallest | Score::Random => &[],
         }
+    }
+
+    /// Whether any of these are of gradients: it matters, then, of which loss.
+    pub fn reads_gradients(self) -> bool {
+        self.needs().iter().any(|sum| *sum != Sum::Inputs)
     }
 
     /// The score of every value of a weight, the `number`-th; `None` when the loss does not reach it. `damping` is
@@ -211,6 +229,11 @@ impl Score {
             Score::GradientWeight => Ok(sum(Sum::Signed)?.map(|g| {
                 let weight = (evidence.weight)(spec);
                 g.iter().zip(&weight).map(|(g, w)| (g * w).abs()).collect()
+            })),
+            Score::ActivationWeight => Ok(sum(Sum::Inputs)?.map(|squares| {
+                let rms = squares.iter().map(|square| (f64::from(*square) / cases).sqrt() as f32);
+                // Row after row of the matrix, each with the same inputs.
+                (evidence.weight)(spec).iter().zip(rms.cycle()).map(|(w, rms)| w.abs() * rms).collect()
             })),
             Score::Largest => Ok(Some((evidence.weight)(spec).iter().map(|w| w.abs()).collect())),
             Score::Smallest => Ok(Some((evidence.weight)(spec).iter().map(|w| -w.abs()).collect())),
@@ -260,6 +283,9 @@ mod tests {
         // Squares of sums over n times sums of squares: 9/9, 1/57, nothing, 9/27.
         assert_eq!(scores(Score::Snr), [1.0, 1.0 / 57.0, 0.0, 1.0 / 3.0]);
         assert_eq!(scores(Score::GradientWeight), [1.5, 2.0, 0.0, 0.75]);
+        // With inputs of these sizes: the roots of 3 / 3, 19 / 3, nothing, 9 / 3.
+        let sizes = [1.0, (19.0f64 / 3.0).sqrt() as f32, 0.0, 3f64.sqrt() as f32];
+        assert_eq!(scores(Score::ActivationWeight), [0.5, 2.0 * sizes[1], 0.0, 0.25 * sizes[3]]);
         assert_eq!(scores(Score::Largest), [0.5, 2.0, 1.0, 0.25]);
         assert_eq!(scores(Score::Smallest), [-0.5, -2.0, -1.0, -0.25]);
         // Mean squares 1, 19/3, 0, 3: their mean is 31/12.
@@ -278,6 +304,18 @@ mod tests {
         let scores = Score::SecondOrderFd.of(&spec(3), 0, &evidence, evidence.damping()).unwrap().unwrap();
         let third = 4.0 / 3.0;
         assert_eq!(scores, [1.0 / (1.0 + third), 1.0 / (3.0 + third), 4.0 / third].map(|score| score as f32));
+    }
+
+    #[test]
+    fn every_row_has_the_same_inputs() {
+        // Two neurons of two inputs; two cases with mean squares that sum to 8 and 18: sizes 2 and 3.
+        let table = GradientTable::from([("w".to_string(), vec![8.0, 18.0])]);
+        let (sums, weight) = (BTreeMap::from([(Sum::Inputs, table)]), |_: &WeightSpec| vec![1.0, -1.0, -5.0, 0.5]);
+        let evidence = Evidence { cases: 2, sums, weight: &weight, seed: 0 };
+        let scores = Score::ActivationWeight.of(&spec(4), 0, &evidence, 0.0).unwrap().unwrap();
+        assert_eq!(scores, [2.0, 3.0, 10.0, 1.5]);
+        assert!(!Score::ActivationWeight.reads_gradients() && Score::SecondOrderFd.reads_gradients());
+        assert!(!Score::Largest.reads_gradients());
     }
 
     #[test]

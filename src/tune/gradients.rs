@@ -1,7 +1,9 @@
-//! The selection pass: sums of gradients over one deterministic pass of the training cases, and the choice from them.
+//! The selection pass: sums of gradients, or of the inputs of layers, over one deterministic pass of the training cases, and
+//! the choice from them.
 
 use crate::error::{Error, Result};
 use crate::method::{self, Chosen, Evidence, GradientTable, Settings, Sum, Tuning, selectable};
+use crate::model::kernel::inputs::squares;
 use crate::model::kernel::tap::Sink;
 use crate::model::weights::to_vec;
 use crate::model::{Sam, WeightSpec};
@@ -17,9 +19,10 @@ const PROBES: u64 = 4;
 /// How far: this part of the root mean square of a tensor's values.
 const STEP: f64 = 1e-2;
 
-/// Buffers of the size of the encoder's matrices that sums take: a curvature needs moved weights and their gradients.
+/// Buffers of the size of the encoder's matrices that sums take: a curvature needs moved weights and their gradients, of
+/// inputs there is a number a column alone.
 pub fn buffers(needs: &[Sum]) -> usize {
-    needs.len() + if needs.contains(&Sum::Curvature) { 2 } else { 0 }
+    needs.iter().filter(|sum| **sum != Sum::Inputs).count() + if needs.contains(&Sum::Curvature) { 2 } else { 0 }
 }
 
 /// Passes over the samples that sums take.
@@ -32,7 +35,8 @@ pub fn passes(needs: &[Sum]) -> usize {
 }
 
 /// The entries that a method trains alone; `None` for one that chooses none. Samples are drawn only when the method's
-/// score is made of gradients, [`passes`] times; `seed` is for what is drawn.
+/// score reads cases, [`passes`] times; `seed` is for what is drawn. A score of inputs has `loss` computed, of a network
+/// that is constant, and takes no gradient of it.
 ///
 /// # Errors
 /// As [`accumulate`] and [`method::choose`].
@@ -47,6 +51,7 @@ pub fn choose<S>(
     let Some(rule) = method::rule(method, settings) else { return Ok(None) };
     let (cases, sums) = match rule.score.needs() {
         [] => (0, BTreeMap::new()),
+        [Sum::Inputs] => inputs(sam, samples, &mut loss)?,
         needs => {
             let first: Vec<Sum> = needs.iter().copied().filter(|sum| *sum != Sum::Curvature).collect();
             let (cases, mut sums) = accumulate(sam, &first, samples.clone(), &mut loss)?;
@@ -59,6 +64,22 @@ pub fn choose<S>(
     };
     let weight = |spec: &WeightSpec| sam.weights.get(&spec.name).map(|w| to_vec(w.value.clone())).unwrap_or_default();
     method::choose(method, &sam.config.specs(), &Evidence { cases, sums, weight: &weight, seed }, settings)
+}
+
+/// Sums [`Sum::Inputs`] over samples, one at a time and in order, for every matrix of the image encoder; the number of
+/// samples comes first. The encoder must be a part of `loss`, which is computed forwards alone.
+///
+/// # Errors
+/// What a sample's loading or `loss` answers.
+fn inputs<S>(
+    sam: &Sam,
+    mut samples: impl Iterator<Item = Result<S>>,
+    mut loss: impl FnMut(&Sam, S) -> Result<Tensor<1>>,
+) -> Result<(usize, BTreeMap<Sum, GradientTable>)> {
+    let frozen = sam.frozen();
+    let (cases, mut sums) = squares(|| samples.try_fold(0, |cases, sample| loss(&frozen, sample?).map(|_| cases + 1)));
+    sums.retain(|name, _| sam.weights.get(name).is_some_and(|weight| selectable(&weight.spec)));
+    Ok((cases?, BTreeMap::from([(Sum::Inputs, sums)])))
 }
 
 /// Sums what `needs` names of d loss / d weight over samples, one at a time and in order, for every matrix of the image
@@ -291,6 +312,56 @@ mod tests {
         let never = std::iter::once_with(|| -> Result<()> { Err(Error::job("a sample was drawn")) });
         let chosen = choose(gps, &sam, &settings, 0, never, |sam, ()| Ok(linear(sam, [0.0; 3]))).unwrap().unwrap();
         assert_eq!(chosen.values().map(Vec::len).sum::<usize>(), 1);
+    }
+
+    #[test]
+    fn inputs_are_summed_forwards_alone() {
+        let sam = small();
+        let picture = |step: f32| {
+            let values: Vec<f32> = (0..3 * 32 * 32).map(|i| (i as f32 * step).sin()).collect();
+            Tensor::<4>::from_data(TensorData::new(values, [1, 3, 32, 32]), &Device::flex())
+        };
+        let pictures = [0.37, 0.11];
+        let (cases, sums) = inputs(&sam, pictures.into_iter().map(Ok), |sam, step| {
+            assert!(sam.weights.iter().all(|(_, weight)| weight.trained() == 0));
+            let y = sam.embed(picture(step)).coarse.mean();
+            assert!(!y.is_tracked(), "a graph was made");
+            Ok(y)
+        })
+        .unwrap();
+        let sums = &sums[&Sum::Inputs];
+        let names = sam.weights.iter().filter(|(_, weight)| selectable(&weight.spec));
+        assert!(cases == 2 && names.map(|(name, _)| name).eq(sums.keys()));
+        for (name, sums) in sums {
+            let fan_in = sam.weights.get(name).unwrap().spec.matrix().1;
+            assert!(sums.len() == fan_in && sums.iter().any(|sum| *sum > 0.0), "{name}");
+        }
+        // The first convolution is given the picture itself: 16 × 16 places, two pixels apart, and their neighbours.
+        let want = |column: usize| {
+            let (channel, y, x) = (column / 9, column % 9 / 3, column % 3);
+            let square = |step: f32, place: usize| {
+                let (y, x) = (2 * (place / 16) + y, 2 * (place % 16) + x);
+                let inside = (1..=32).contains(&y) && (1..=32).contains(&x);
+                if inside { ((channel * 1024 + (y - 1) * 32 + x - 1) as f32 * step).sin().powi(2) } else { 0.0 }
+            };
+            pictures.map(|step| (0..256).map(|place| square(step, place)).sum::<f32>() / 256.0).iter().sum::<f32>()
+        };
+        for (column, got) in sums["image_encoder.stem.0.conv.weight"].iter().enumerate() {
+            assert!((got - want(column)).abs() < 1e-5, "{column}: {got} against {}", want(column));
+        }
+        // What is chosen follows: |w| times the root of those means.
+        let settings = Settings { score: Some(Score::ActivationWeight), ..Settings::default() };
+        let gps = method::find("gps").unwrap();
+        let embed = |sam: &Sam, step| Ok(sam.embed(picture(step)).coarse.mean());
+        let chosen = choose(gps, &sam, &settings, 0, pictures.into_iter().map(Ok), embed).unwrap().unwrap();
+        for (name, sums) in sums {
+            let weight = to_vec(sam.weights.get(name).unwrap().value.clone());
+            let score = |row: &[f32], at: usize| row[at].abs() * (sums[at] / 2.0).sqrt();
+            for (row, best) in weight.chunks_exact(sums.len()).zip(&chosen[name]) {
+                let best = score(row, *best as usize % sums.len());
+                assert!((0..sums.len()).all(|at| score(row, at) <= best * (1.0 + 1e-6)), "{name}");
+            }
+        }
     }
 
     /// Least squares in three values of one weight: L = (a·(w - w₀) + r)² / 2, mean over two cases with r = 1 and -1.

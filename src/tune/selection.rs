@@ -23,7 +23,7 @@ pub struct Selection {
     pub score: Score,
     /// Among which weights.
     pub group: Group,
-    /// Of which loss the gradients were; `None` for a score of the weights alone.
+    /// Of which loss the gradients were; `None` for a score that reads none.
     pub loss: Option<SelectionLoss>,
     /// What random scores were drawn from; `None` for the others.
     pub seed: Option<u64>,
@@ -31,7 +31,7 @@ pub struct Selection {
     pub base_name: String,
     /// SHA-256 of the base model.
     pub base_sha256: String,
-    /// Ids of the training cases whose gradients were summed; none for a score of the weights alone.
+    /// Ids of the training cases that were looked at; none for a score of the weights alone.
     pub cases: Vec<String>,
 }
 
@@ -131,7 +131,7 @@ impl Selection {
             budget,
             score,
             group: group.unwrap_or(Group::Neuron),
-            loss: (!score.needs().is_empty()).then(|| loss.unwrap_or(SelectionLoss::Task)),
+            loss: score.reads_gradients().then(|| loss.unwrap_or(SelectionLoss::Task)),
             seed: note("seed").parse().ok(),
             base_name: note("base_name"),
             base_sha256: note("base_sha256"),
@@ -221,6 +221,7 @@ mod tests {
             (Budget::PerNeuron(3), Score::Gradient, Group::Neuron, task, None),
             (Budget::Ratio(0.1), Score::Snr, Group::Tensor, contrastive, None),
             (Budget::Count(2), Score::Random, Group::Global, None, Some(u64::MAX)),
+            (Budget::PerNeuron(1), Score::ActivationWeight, Group::Neuron, None, None),
         ] {
             let selection = Selection {
                 chosen: Chosen::from([("w".to_string(), vec![1, 7])]),

@@ -144,8 +144,8 @@ pub(in crate::cli) struct Common {
     /// Weights selected in all, instead of --k
     #[arg(long, value_name = "N", help_heading = "Model and method", value_parser = whole)]
     budget: Option<usize>,
-    /// gradient, abs-gradient, fisher, snr, second-order, second-order-fd, gradient-weight, largest, smallest or random [default: the
-    /// method's own]
+    /// gradient, abs-gradient, fisher, snr, second-order, second-order-fd, gradient-weight, activation-weight (no gradients: one
+    /// pass forwards), largest, smallest or random [default: the method's own]
     #[arg(long, help_heading = "Model and method")]
     score: Option<String>,
     /// neuron, tensor or global: among which weights the best scores are looked for [default: the method's own]

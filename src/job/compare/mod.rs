@@ -511,7 +511,7 @@ impl Work<'_> {
         Ok(metrics)
     }
 
-    /// Where the selection of these cases, base and settings is or will be; `None` for a method that reads no gradients.
+    /// Where the selection of these cases, base and settings is or will be; `None` for a method that reads no cases.
     fn shared_selection(&self, row: &Row, setup: &Setup, sides: &Sides) -> Result<Option<PathBuf>> {
         let settings = row.config(&self.request.config)?.settings();
         if method::rule(method::find(&row.method)?, &settings).is_none_or(|rule| rule.score.needs().is_empty()) {

@@ -4,6 +4,7 @@
 //! the cache. Weights are in PyTorch's order `[out, in, 3, 3]`; a kernel sorts them once per call into neighbours first,
 //! channels last, the order in which a picture is gathered by copying runs.
 
+use super::inputs::see_neighbours;
 use super::linear::leaf;
 use super::{Matrix, Scratch, Threads, floats, indices, on_cpu, product, tensor};
 use crate::model::weights::Weight;
@@ -22,6 +23,7 @@ const TAPS: usize = 9;
 
 /// `[batch, h, w, in]` → `[batch, ⌈h / stride⌉, ⌈w / stride⌉, out]`, without bias.
 pub fn conv3(x: Tensor<4>, weight: &Weight, stride: usize) -> Tensor<4> {
+    see_neighbours(|| neighbours(x.clone(), stride), weight);
     if !on_cpu(&x) {
         return plain(x, weight, stride);
     }
@@ -38,6 +40,14 @@ pub fn conv3(x: Tensor<4>, weight: &Weight, stride: usize) -> Tensor<4> {
 
 /// Gathered neighbours and a linear layer over them: chosen entries work on any device.
 fn plain(x: Tensor<4>, weight: &Weight, stride: usize) -> Tensor<4> {
+    let gathered = Tensor::cat(neighbours(x, stride).map(|at| at.unsqueeze_dim::<5>(4)).collect(), 4);
+    let [b, h, w, c, _] = gathered.dims();
+    super::linear::plain(gathered.reshape([b, h, w, c * TAPS]), weight, None)
+}
+
+/// What stands at each kernel position of every output, zeros outside of the picture: nine times `[batch, h, w, in]` →
+/// `[batch, ⌈h / stride⌉, ⌈w / stride⌉, in]`, one after another.
+fn neighbours(x: Tensor<4>, stride: usize) -> impl ExactSizeIterator<Item = Tensor<4>> {
     let [b, h, w, c] = x.dims();
     let device = x.device();
     let rows = Tensor::zeros([b, 1, w, c], &device);
@@ -45,15 +55,12 @@ fn plain(x: Tensor<4>, weight: &Weight, stride: usize) -> Tensor<4> {
     let cols = Tensor::zeros([b, h + 2, 1, c], &device);
     let x = Tensor::cat(vec![cols.clone(), x, cols], 2);
     let step = stride as i32;
-    let shifted = (0..TAPS as i32).map(|i| {
+    (0..TAPS as i32).map(move |i| {
         let [y, x0] = [i / 3, i % 3];
         let rows = burn::tensor::Slice::new(y as isize, Some((y + h as i32) as isize), step as isize);
         let cols = burn::tensor::Slice::new(x0 as isize, Some((x0 + w as i32) as isize), step as isize);
-        x.clone().slice([(0..b).into(), rows, cols, (0..c).into()]).unsqueeze_dim::<5>(4)
-    });
-    let gathered = Tensor::cat(shifted.collect(), 4);
-    let [_, h, w, _, _] = gathered.dims();
-    super::linear::plain(gathered.reshape([b, h, w, c * TAPS]), weight, None)
+        x.clone().slice([(0..b).into(), rows, cols, (0..c).into()])
+    })
 }
 
 /// The convolution as one operation.
