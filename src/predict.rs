@@ -148,7 +148,7 @@ impl Predictor {
         Predictor { sam: sam.frozen(), preprocessing, device, embeddings: None }
     }
 
-    /// Takes embeddings from a cache, and puts new ones there: for an encoder that does not train.
+    /// Takes embeddings from a cache, and puts new ones there: for an encoder whose blocks do not train.
     pub fn with_embeddings(self, embeddings: Option<Arc<Cache>>) -> Predictor {
         Predictor { embeddings, ..self }
     }

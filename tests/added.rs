@@ -8,7 +8,7 @@ use common::{QUICK, discs, fails, ok, small_checkpoint, small_config};
 use segft::error::Result;
 use segft::method::{self, Added, Change, Plan, Settings, Train, Tuning};
 use segft::model::checkpoint::{self, Checkpoint};
-use segft::model::sam::{Activations, Addition, image_encoder};
+use segft::model::sam::{Activations, Addition, Cache, Embedding, image_encoder};
 use segft::model::weights::to_vec;
 use segft::model::{Sam, WeightSpec};
 use segft::predict::prompt_free_logits;
@@ -351,6 +351,28 @@ fn no_gradient_enters_the_backbone_of_a_side_network() {
         assert!(stages.blocks.iter().all(|block| block.is_tracked() == tracked), "{name}");
         assert!(stages.output.coarse.is_tracked(), "{name}");
     }
+}
+
+/// Taken up behind the blocks, a side network computes what it does beside them, gradients included, to the bit.
+#[test]
+fn a_side_network_over_kept_outputs_is_the_one_beside_the_blocks() {
+    let mut sam = attached(&plan(method::find("last").unwrap()));
+    train(&mut sam, 3, 1e-2);
+    let pixels = wave([1, 3, 72, 72], 0.377);
+    let computed = |embedding: Embedding| {
+        let y = embedding.coarse;
+        let mut gradients = (y.clone() * wave(y.dims(), 0.11)).sum().backward();
+        let side = sam.weights.iter().filter(|(_, weight)| weight.trained() > 0);
+        let gradients: Vec<_> = side.map(|(_, w)| to_vec(w.value.grad_remove(&mut gradients).unwrap())).collect();
+        (to_vec(y), gradients)
+    };
+    let beside = computed(sam.embed(pixels.clone()));
+    assert!(beside.1.len() == 2 * 4 && beside.1.iter().all(|gradient| gradient.iter().any(|g| *g != 0.0)));
+    let (cache, pixels) = (Cache::new(usize::MAX), to_vec(pixels));
+    for _ in 0..2 {
+        assert!(computed(cache.embed(&sam, &pixels, &Device::flex())) == beside);
+    }
+    assert_eq!((cache.counts().computed, cache.counts().found), (1, 1));
 }
 
 /// A training of E²VPT that is watched, saved at every step, and may be stopped.

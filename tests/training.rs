@@ -4,7 +4,10 @@
 mod common;
 
 use common::{QUICK, command, discs, fails, ok, small_checkpoint};
+use segft::method::{self, Plan, Settings};
+use segft::model::kernel::inputs::squares;
 use segft::model::sam::{Cache, Counts};
+use segft::model::{SamConfig, checkpoint};
 use segft::train::batch::Augment;
 use segft::train::{Options, State, batch};
 use serde_json::Value;
@@ -214,16 +217,37 @@ impl segft::train::Surroundings for Stopper {
 
 /// Eight steps of the decoder with five pictures in batches of two, in this process.
 fn train_decoder(at: &Path, augment: Augment, state: State, around: &mut Stopper) -> segft::error::Result<State> {
+    train_planned(at, &planned("decoder", 0), 1e-3, augment, state, around)
+}
+
+/// What a method that chooses no entries does with the small SAM; what it adds is drawn from a seed.
+fn planned(method: &str, seed: u64) -> Plan {
+    let settings = Settings { seed, ..Settings::default() };
+    method::plan(method::find(method).unwrap(), &common::small_config().specs(), None, &settings)
+}
+
+/// Five pictures.
+fn samples(at: &Path) -> Vec<batch::Sample> {
     let request =
         segft::data::Request { dataset: at.join("discs").display().to_string(), ..segft::data::Request::default() };
     let splits = segft::data::prepare(&request).unwrap();
+    batch::load(&splits.train[..5], splits.dataset.form, &segft::predict::Preprocessing::new(72)).unwrap()
+}
+
+/// Eight steps of a plan with five pictures in batches of two, in this process.
+fn train_planned(
+    at: &Path,
+    plan: &Plan,
+    lr: f64,
+    augment: Augment,
+    state: State,
+    around: &mut Stopper,
+) -> segft::error::Result<State> {
     let device = segft::device::choose("cpu").unwrap().device;
-    let samples =
-        batch::load(&splits.train[..5], splits.dataset.form, &segft::predict::Preprocessing::new(72)).unwrap();
     let options = Options {
         epochs: usize::MAX,
         batch: 2,
-        lr: 1e-3,
+        lr,
         optimizer: segft::tune::optimizer::Settings::default(),
         seed: 5,
         augment,
@@ -232,13 +256,10 @@ fn train_decoder(at: &Path, augment: Augment, state: State, around: &mut Stopper
         steps: Some(8),
         save_every: 1,
     };
-    let specs = common::small_config().specs();
-    let decoder = segft::method::find("decoder").unwrap();
-    let plan = segft::method::plan(decoder, &specs, None, &segft::method::Settings::default());
-    let base = segft::model::checkpoint::read(&at.join("small.safetensors")).unwrap();
+    let base = checkpoint::read(&at.join("small.safetensors")).unwrap();
     let mut sam = base.into_sam(&device);
-    segft::tune::attach(&mut sam, &plan, &device);
-    segft::train::run(&mut sam, &samples, &options, state, around, &device)
+    segft::tune::attach(&mut sam, plan, &device);
+    segft::train::run(&mut sam, &samples(at), &options, state, around, &device)
 }
 
 /// Rows without their seconds.
@@ -304,6 +325,55 @@ fn a_frozen_encoder_embeds_each_picture_once() {
     assert_eq!((rows(&resumed), &resumed.best), (rows(&whole), &whole.best));
 }
 
+/// Side networks of other starts and rates over the same backbone: it runs once a picture for all of them, and each becomes
+/// what it becomes alone.
+#[test]
+fn side_networks_share_one_pass_of_the_backbone_a_picture() {
+    let folder = workplace();
+    let at = folder.path();
+    let train = |cache: &Arc<Cache>, (seed, lr): (u64, f64)| {
+        let embeddings = Some(cache.clone());
+        let mut around = Stopper { folder: at.to_path_buf(), step: 0, stop_at: usize::MAX, embeddings };
+        train_planned(at, &planned("last", seed), lr, Augment::Off, State::default(), &mut around).unwrap()
+    };
+    let networks = [(1, 1e-3), (2, 1e-3), (2, 3e-3)];
+    let cache = Arc::new(Cache::new(usize::MAX));
+    let (together, seen) = squares(|| networks.map(|network| train(&cache, network)));
+    // Two epochs of five pictures and two batches of two, for each. Of two blocks their inputs and the output.
+    let kept = 5 * 4 * 3 * 81 * 52;
+    assert_eq!(cache.counts(), Counts { computed: 5, found: 3 * 14 - 5, bytes: kept });
+    // Counted where it happens, too: what backbone layers were given in all is what five pictures give them once.
+    let device = segft::device::choose("cpu").unwrap().device;
+    let (samples, sam) = (samples(at), checkpoint::random("small", common::small_config(), 3).into_sam(&device));
+    let ((), once) = squares(|| {
+        (0..5).for_each(|i| drop(sam.embed(batch::draw(&samples, &[i], Augment::Off, 0, 0).on(&device).pixels)));
+    });
+    let SamConfig { depth, .. } = common::small_config();
+    let backbone = once.iter().filter(|(name, _)| name.contains(".blocks.") || name.contains(".patch_embed."));
+    assert_eq!(backbone.clone().count(), 4 * depth + 1);
+    for (name, once) in backbone {
+        for (seen, once) in seen[name].iter().zip(once) {
+            assert!((seen - once).abs() <= 1e-4 * once, "{name}: {seen} against {once}");
+        }
+    }
+    // The neck comes behind the side network: it runs each time.
+    let neck = "image_encoder.neck.0.weight";
+    assert!(seen[neck].iter().sum::<f32>() > 5.0 * once[neck].iter().sum::<f32>());
+    for (network, together) in networks.into_iter().zip(&together) {
+        for limit in [0, kept / 2] {
+            let alone = train(&Arc::new(Cache::new(limit)), network);
+            assert_eq!((rows(&alone), &alone.best), (rows(together), &together.best), "{network:?}");
+        }
+    }
+    assert!(together[0].best != together[1].best && together[1].best != together[2].best);
+    // Varied pictures are new ones: nothing is kept.
+    let cache = Arc::new(Cache::new(usize::MAX));
+    let mut around =
+        Stopper { folder: at.to_path_buf(), step: 0, stop_at: usize::MAX, embeddings: Some(cache.clone()) };
+    train_planned(at, &planned("last", 1), 1e-3, Augment::Mild, State::default(), &mut around).unwrap();
+    assert_eq!(cache.counts(), Counts::default());
+}
+
 #[test]
 fn validation_cases_are_embedded_once_too() {
     let folder = workplace();
@@ -319,6 +389,9 @@ fn validation_cases_are_embedded_once_too() {
     // forecast of the time for two more.
     assert!(said("still").contains(" 15 computed") && said("still").contains("20 times"), "{}", said("still"));
     assert!(said("varied").contains(" 3 computed") && said("varied").contains("8 times"), "{}", said("varied"));
+    // A side network is given the same outputs of the blocks each time.
+    train(at, "side", &["--method", "last", "--seed", "5", "--augment", "none"]);
+    assert!(said("side").contains(" 15 computed") && said("side").contains("20 times"), "{}", said("side"));
     // The encoder of GPS trains: nothing to keep.
     train(at, "gps", &["--augment", "none"]);
     let log = String::from_utf8(bytes(at, "gps/log.txt")).unwrap();

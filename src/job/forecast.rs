@@ -70,11 +70,13 @@ fn reached(sam: &Sam) -> [usize; 2] {
     sums
 }
 
-/// Bytes of one picture's embedding.
-pub fn embedding(config: &SamConfig, size: usize) -> u64 {
+/// Bytes of what is kept of one picture where blocks are frozen: its embedding, or what a side network is given.
+pub fn embedding(sam: &Sam, size: usize) -> u64 {
+    let config = &sam.config;
     let square = |stride: usize| (size / stride).pow(2);
     let fine = config.stem.as_ref().map_or(0, |stem| square(4) * stem.widths[1] + square(8) * stem.widths[2]);
-    FLOAT * (square(config.patch) * config.out_chans + fine) as u64
+    let coarse = if sam.has_side() { (config.depth + 1) * config.embed } else { config.out_chans };
+    FLOAT * (square(config.patch) * coarse + fine) as u64
 }
 
 /// The parts of the peak, in bytes.
@@ -88,7 +90,7 @@ pub struct Memory {
     pub selection: u64,
     /// Beside these: the training.
     pub training: u64,
-    /// Embeddings of a frozen encoder.
+    /// What is kept of pictures where the encoder's blocks are frozen.
     pub embeddings: u64,
 }
 

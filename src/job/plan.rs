@@ -60,10 +60,10 @@ pub fn run(config: Config, progress: &Progress) -> Result<Value> {
     let need = forecast::training(&sam, size, options.batch, Activations::Kept);
     sam.activations = forecast::activations(config.recompute, need, &device);
     memory.training = forecast::training(&sam, size, options.batch, sam.activations);
-    let embeddings = sam.encoder_is_frozen().then(|| Arc::new(Cache::new(embeddings_limit(&device) as usize)));
+    let embeddings = sam.blocks_are_frozen().then(|| Arc::new(Cache::new(embeddings_limit(&device) as usize)));
     if embeddings.is_some() {
         let pictures = embedded(&samples, &validation, &options, &preprocessing) as u64;
-        memory.embeddings = embeddings_limit(&device).min(pictures * forecast::embedding(&sam.config, size));
+        memory.embeddings = embeddings_limit(&device).min(pictures * forecast::embedding(&sam, size));
     }
     let [first, later] = train::probe(&mut sam, &samples, &options, embeddings.as_deref(), &device.device);
     let cases = Validated { cases: &validation, preprocessing: &preprocessing, embeddings };

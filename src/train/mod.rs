@@ -113,7 +113,7 @@ pub trait Surroundings {
     /// call no batch was ready.
     fn epoch(&mut self, row: &Epoch, best: bool, waited: f64);
 
-    /// Where embeddings are kept, for an encoder that does not train.
+    /// Where embeddings are kept, for an encoder whose blocks do not train.
     fn embeddings(&self) -> Option<Arc<Cache>> {
         None
     }
@@ -267,7 +267,8 @@ pub fn probe(
     })
 }
 
-/// The loss of one batch; pictures of a frozen encoder are embedded one by one, and each of them once.
+/// The loss of one batch; where the encoder's blocks are frozen pictures are embedded one by one, and each passes through
+/// them once.
 fn step_loss(sam: &Sam, drawn: Drawn, embeddings: Option<&Cache>, device: &Device) -> Tensor<1> {
     let size = drawn.size;
     let embedding = embeddings.map(|cache| {

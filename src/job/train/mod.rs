@@ -36,7 +36,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Steps between two saved states.
 const SAVE_EVERY: usize = 50;
 
-/// Embeddings of a frozen encoder may fill one part in so many of the memory at hand; where the system does not tell, a
+/// What is kept of pictures where the encoder's blocks are frozen may fill one part in so many of the memory at hand; where the system does not tell, a
 /// GiB.
 const EMBEDDINGS_SHARE: u64 = 4;
 
@@ -251,7 +251,7 @@ impl Job<'_> {
         let embeddings = self.embeddings(&sam);
         if embeddings.is_some() {
             let pictures = embedded(&samples, &validation, &options, &preprocessing) as u64;
-            memory.embeddings = embeddings_limit(&self.device).min(pictures * forecast::embedding(&sam.config, size));
+            memory.embeddings = embeddings_limit(&self.device).min(pictures * forecast::embedding(&sam, size));
         }
         let cases = Validated { cases: &validation, preprocessing: &preprocessing, embeddings: embeddings.clone() };
         let course = Course::new(method, &plan, &old, config.seed);
@@ -350,14 +350,15 @@ impl Job<'_> {
         Ok(selection)
     }
 
-    /// Where embeddings are kept, if the encoder does not train.
+    /// Where embeddings, or what a side network makes them of, are kept, if the encoder's blocks do not train.
     fn embeddings(&self, sam: &Sam) -> Option<Arc<Cache>> {
-        if !sam.encoder_is_frozen() {
+        if !sam.blocks_are_frozen() {
             return None;
         }
         let limit = embeddings_limit(&self.device);
+        let (what, are) = if sam.has_side() { ("outputs of its blocks", "are") } else { ("embedding", "is") };
         self.progress.line(format!(
-            "embeddings   the encoder is frozen: a picture's embedding is computed once and kept, up to {} MiB in all",
+            "embeddings   the encoder is frozen: a picture's {what} {are} computed once and kept, up to {} MiB in all",
             limit >> 20
         ));
         Some(Arc::new(Cache::new(limit as usize)))
@@ -569,7 +570,7 @@ pub(super) fn options(config: &Config, method: &dyn method::Tuning) -> Options {
     }
 }
 
-/// Pictures that a frozen encoder embeds once.
+/// Pictures that frozen blocks see once.
 pub(super) fn embedded(
     samples: &[batch::Sample],
     validation: &[Reference],
@@ -584,7 +585,7 @@ pub(super) fn embedded(
     still + validation.iter().map(|case| case.input.pictures(preprocessing)).sum::<usize>()
 }
 
-/// Bytes of embeddings that are kept for a frozen encoder.
+/// Bytes that are kept of pictures where the encoder's blocks are frozen.
 pub(super) fn embeddings_limit(device: &device::Chosen) -> u64 {
     let free = available_memory().filter(|_| device.name == "cpu");
     free.map_or(1 << 30, |free| free / EMBEDDINGS_SHARE)

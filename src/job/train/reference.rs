@@ -57,7 +57,7 @@ impl Reference {
 pub(in crate::job) struct Validated<'a> {
     pub(in crate::job) cases: &'a [Reference],
     pub(in crate::job) preprocessing: &'a Preprocessing,
-    /// Of a frozen encoder.
+    /// Where the encoder's blocks are frozen.
     pub(in crate::job) embeddings: Option<Arc<Cache>>,
 }
 

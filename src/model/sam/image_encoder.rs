@@ -4,6 +4,7 @@
 //! tables themselves stay as they were loaded.
 
 use super::adapter::{Generator, adapted};
+use super::added::SIDE;
 use super::config::{SamConfig, Stem};
 use super::layers::{linear, norm, squares};
 use super::prompts::prompts;
@@ -50,8 +51,7 @@ impl Embedding {
 
     /// Bytes it takes.
     pub fn bytes(&self) -> usize {
-        let of = |x: &Tensor<4>| size_of::<f32>() * x.dims().iter().product::<usize>();
-        of(&self.coarse) + self.fine.iter().flatten().map(of).sum::<usize>()
+        [&self.coarse].into_iter().chain(self.fine.iter().flatten()).map(bytes).sum()
     }
 }
 
@@ -64,6 +64,43 @@ pub struct Stages {
     pub blocks: Vec<Tensor<4>>,
     /// What the decoder is given.
     pub output: Embedding,
+}
+
+/// What the encoder computes of pictures whatever trains, where nothing does that its blocks depend on.
+#[derive(Debug, Clone)]
+pub enum Still {
+    /// The embedding itself.
+    Embedding(Embedding),
+    /// Where there is a side network, all that it is given.
+    Blocks(Blocks),
+}
+
+/// What blocks hand on, `[batch, s, s, embed]` each.
+#[derive(Debug, Clone)]
+pub struct Blocks {
+    /// The input of every block.
+    inputs: Vec<Tensor<4>>,
+    /// The last one's output.
+    output: Tensor<4>,
+    /// As [`Embedding::fine`].
+    fine: Option<[Tensor<4>; 2]>,
+}
+
+impl Still {
+    /// Bytes it takes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Still::Embedding(embedding) => embedding.bytes(),
+            Still::Blocks(Blocks { inputs, output, fine }) => {
+                inputs.iter().chain([output]).chain(fine.iter().flatten()).map(bytes).sum()
+            }
+        }
+    }
+}
+
+/// Bytes of a tensor's values.
+fn bytes(x: &Tensor<4>) -> usize {
+    size_of::<f32>() * x.dims().iter().product::<usize>()
 }
 
 /// Encodes normalised pictures.
@@ -81,13 +118,66 @@ pub fn encode_stages(config: &SamConfig, weights: &Weights, pixels: Tensor<4>) -
     Stages { blocks, ..stages }
 }
 
+/// As [`encode`], up to where a side network begins, if there is one; [`encode_rest`] does the rest.
+pub fn encode_still(config: &SamConfig, weights: &Weights, pixels: Tensor<4>) -> Still {
+    if !has_side(weights) {
+        return Still::Embedding(encode(config, weights, pixels, Activations::Kept));
+    }
+    let mut inputs = Vec::new();
+    let Trunk { output, fine, .. } =
+        trunk(config, weights, pixels, Activations::Kept, |_, x| inputs.push(x.clone()), |_| ());
+    Still::Blocks(Blocks { inputs, output, fine })
+}
+
+/// What is left to do: the same embedding, to the bit, that [`encode`] gives.
+pub fn encode_rest(config: &SamConfig, weights: &Weights, still: Still) -> Embedding {
+    match still {
+        Still::Embedding(embedding) => embedding,
+        Still::Blocks(Blocks { inputs, output, fine }) => {
+            let side = inputs.iter().enumerate().fold(None, |side, (i, x)| side_step(config, weights, side, i, x));
+            Embedding { coarse: neck(weights, side, output), fine }
+        }
+    }
+}
+
+/// Whether there is a side network.
+pub(super) fn has_side(weights: &Weights) -> bool {
+    weights.scope(SIDE).iter().next().is_some()
+}
+
 fn stages(
     config: &SamConfig,
     weights: &Weights,
     pixels: Tensor<4>,
     activations: Activations,
-    mut after_block: impl FnMut(&Tensor<4>),
+    after_block: impl FnMut(&Tensor<4>),
 ) -> Stages {
+    let mut side: Option<Side> = None;
+    let beside = |i: usize, x: &Tensor<4>| side = side_step(config, weights, side.take(), i, x);
+    let Trunk { patch_embed, output, fine } = trunk(config, weights, pixels, activations, beside, after_block);
+    let output = Embedding { coarse: neck(weights, side, output), fine };
+    Stages { patch_embed, blocks: Vec::new(), output }
+}
+
+/// What comes before the neck.
+struct Trunk {
+    /// As in [`Stages`].
+    patch_embed: Tensor<4>,
+    /// Of the last block.
+    output: Tensor<4>,
+    /// As [`Embedding::fine`].
+    fine: Option<[Tensor<4>; 2]>,
+}
+
+/// Patches and blocks; `before` is shown the number and the input of each block, `after` its output.
+fn trunk(
+    config: &SamConfig,
+    weights: &Weights,
+    pixels: Tensor<4>,
+    activations: Activations,
+    mut before: impl FnMut(usize, &Tensor<4>),
+    mut after: impl FnMut(&Tensor<4>),
+) -> Trunk {
     let scope = weights.scope("image_encoder");
     let (patch_embed, fine) = match &config.stem {
         Some(stem) => {
@@ -101,32 +191,46 @@ fn stages(
     };
     let generator = Generator::new(&scope, &pixels, &patch_embed, config.patch);
     drop(pixels);
-    let mut beside: Option<Side> = None;
     let side = patch_embed.dims()[1];
     let mut x = patch_embed.clone() + positions(&scope, side);
     for i in 0..config.depth {
-        let window = if config.global.contains(&i) { 0 } else { config.window };
         if let Some(generator) = &generator {
             x = generator.prompted(x, i);
         }
-        beside = Side::step(beside, &x, &scope.at("side").at(i), window);
-        let (scope, sizes) = (scope.at("blocks").at(i), Block { heads: config.heads, window });
+        before(i, &x);
+        let (scope, sizes) = (scope.at("blocks").at(i), Block { heads: config.heads, window: window(config, i) });
         x = match activations {
             Activations::Kept => block(x, &scope, sizes),
             Activations::Recomputed => recomputed(x, &scope, sizes),
         };
-        after_block(&x);
+        after(&x);
     }
-    if let Some(beside) = beside {
-        x = beside.joined(x);
-    }
-    let neck = scope.at("neck");
+    Trunk { patch_embed, output: x, fine }
+}
+
+/// Side of a block's windows; 0 for global attention.
+fn window(config: &SamConfig, block: usize) -> usize {
+    if config.global.contains(&block) { 0 } else { config.window }
+}
+
+/// The side network beside one more block, over its input.
+fn side_step(config: &SamConfig, weights: &Weights, before: Option<Side>, block: usize, x: &Tensor<4>) -> Option<Side> {
+    Side::step(before, x, &weights.scope(SIDE).at(block), window(config, block))
+}
+
+/// What the decoder is given: `[batch, s, s, embed]` of the blocks, with what was found beside them → `[batch, out_chans,
+/// s, s]`.
+fn neck(weights: &Weights, side: Option<Side>, x: Tensor<4>) -> Tensor<4> {
+    let neck = weights.scope("image_encoder").at("neck");
+    let x = match side {
+        Some(side) => side.joined(x),
+        None => x,
+    };
     let x = project(x, neck.at(0).get("weight"));
     let x = norm(x, &neck.at(1), EPSILON);
     let x = conv3(x, neck.at(2).get("weight"), 1);
     let x = norm(x, &neck.at(3), EPSILON);
-    let output = Embedding { coarse: x.permute([0, 3, 1, 2]), fine };
-    Stages { patch_embed, blocks: Vec::new(), output }
+    x.permute([0, 3, 1, 2])
 }
 
 /// Patches, and the features at strides 4 and 8. `[batch, 3, h, w]` → `[batch, h / 16, w / 16, embed]`, ….

@@ -21,7 +21,7 @@ pub use mask_decoder::{Decoded, Masks};
 pub use prompt_encoder::{PointLabel, Prompt, PromptEmbedding};
 
 use super::resize::bilinear;
-use super::weights::{Part, Weights};
+use super::weights::{Part, Weight, Weights};
 use crate::image::Fit;
 use burn::tensor::Tensor;
 
@@ -42,9 +42,19 @@ impl Sam {
         Sam { config: self.config.clone(), weights: self.weights.frozen(), activations: self.activations }
     }
 
-    /// Whether no weight of the image encoder trains: a picture's embedding then stays the same.
-    pub fn encoder_is_frozen(&self) -> bool {
-        !self.weights.iter().any(|(_, w)| w.spec.part == Part::ImageEncoder && w.trained() > 0)
+    /// Whether no weight of the image encoder trains but those of a side network: what its blocks make of a picture then
+    /// stays the same.
+    pub fn blocks_are_frozen(&self) -> bool {
+        let beside = |name: &str| Addition::of(name).is_some_and(|(family, _)| family == Addition::Side);
+        let trains = |(name, weight): (&String, &Weight)| {
+            weight.spec.part == Part::ImageEncoder && weight.trained() > 0 && !beside(name)
+        };
+        !self.weights.iter().any(trains)
+    }
+
+    /// Whether there is a side network.
+    pub fn has_side(&self) -> bool {
+        image_encoder::has_side(&self.weights)
     }
 
     /// Embeds normalised, padded pictures: `[batch, 3, size, size]` → side `s = size / patch`.
