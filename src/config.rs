@@ -68,6 +68,8 @@ pub struct Config {
     pub selection_loss: Option<SelectionLoss>,
     /// Size of what a method adds: rank, width or number; the method's own by default.
     pub rank: Option<usize>,
+    /// Networks that train over the same outputs of the encoder's blocks, the best of which is kept.
+    pub networks: usize,
     /// Whether the image encoder's biases train.
     pub biases: bool,
     /// Whether the mask decoder trains.
@@ -157,6 +159,7 @@ impl Default for Config {
             group: None,
             selection_loss: None,
             rank: None,
+            networks: 1,
             biases: true,
             decoder: true,
             selection: None,
@@ -424,6 +427,7 @@ impl Config {
         let wrong = |m: String| Err(Error::usage(m));
         self.check_choice()?;
         self.check_biases()?;
+        self.check_networks()?;
         if !["mild", "strong", "none"].contains(&self.augment.as_str()) {
             let near = nearest(&self.augment, ["mild", "strong", "none"]);
             let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
@@ -475,6 +479,28 @@ impl Config {
             Some(_) => "that method trains the encoder's biases: without them it would be another",
         };
         Err(Error::usage(format!("--no-biases does not go with `--method {}`", self.method)).hint(hint))
+    }
+
+    /// Several networks share blocks that stay, and pictures that stay.
+    fn check_networks(&self) -> Result<()> {
+        let wrong = |with: &str, hint: &str| {
+            Err(Error::usage(format!("--networks {} does not go with {with}", self.networks)).hint(hint))
+        };
+        match self.networks {
+            0 => Err(Error::usage("--networks must be at least 1")),
+            1 => Ok(()),
+            _ if !method::find(&self.method)?.shares_blocks() => wrong(
+                &format!("`--method {}`", self.method),
+                "of `--method last` several can share what the encoder makes of a picture",
+            ),
+            _ if self.augment != "none" => wrong(
+                &format!("`--augment {}`", self.augment),
+                "pictures that are varied pass through the encoder each time: say --augment none",
+            ),
+            _ if self.minutes.is_some() => wrong("--minutes", "each of them trains for --epochs or --steps"),
+            _ if self.log_alignment => wrong("--log-alignment", "that table is of one network"),
+            _ => Ok(()),
+        }
     }
 
     /// What concerns one optimizer is not said of another.

@@ -238,8 +238,9 @@ impl Run {
     pub fn record(&self) -> PathBuf {
         self.folder.join("run.json")
     }
-    /// The state to resume from.
-    pub fn state(&self) -> PathBuf {
-        self.folder.join("checkpoint").join("state.safetensors")
+    /// The state to resume from; of several networks, each has its own, counted from 0.
+    pub fn state(&self, network: usize) -> PathBuf {
+        let number = if network == 0 { String::new() } else { format!("-{network}") };
+        self.folder.join("checkpoint").join(format!("state{number}.safetensors"))
     }
 }

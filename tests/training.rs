@@ -374,6 +374,59 @@ fn side_networks_share_one_pass_of_the_backbone_a_picture() {
     assert_eq!(cache.counts(), Counts::default());
 }
 
+/// Of several side networks over one backbone the best on validation is kept; each is saved and resumed by itself.
+#[test]
+fn several_side_networks_are_trained_and_the_best_is_kept() {
+    let folder = workplace();
+    let at = folder.path();
+    let three = ["--method", "last", "--augment", "none", "--networks", "3"];
+    let metrics = train(at, "three", &three);
+    let networks = |run: &str| {
+        let record: Value = serde_json::from_slice(&bytes(at, &format!("{run}/run.json"))).unwrap();
+        record["networks"].as_array().cloned().unwrap_or_default()
+    };
+    let mdice = |network: &Value| network["validation_mDice"].as_f64().unwrap();
+    let all = networks("three");
+    assert_eq!(all.iter().map(|network| network["seed"].as_u64().unwrap()).collect::<Vec<_>>(), [5, 6, 7]);
+    let kept: Vec<&Value> = all.iter().filter(|network| network["kept"] == true).collect();
+    assert_eq!(kept.len(), 1);
+    assert!(all.iter().all(|network| mdice(network) <= mdice(kept[0])), "{all:?}");
+    assert_eq!(metrics["validation_mDice"].as_f64(), Some(mdice(kept[0])));
+    // Its rows are the run's.
+    let rows = history(at, "three");
+    let validated = rows.iter().skip(1).map(|row| row.split(',').nth(4).unwrap().parse::<f64>().unwrap());
+    assert_eq!(validated.fold(0.0, f64::max), mdice(kept[0]));
+    // 12 training and 3 validation cases, once for all three.
+    let log = String::from_utf8(bytes(at, "three/log.txt")).unwrap();
+    assert!(log.contains(" 15 computed") && log.contains("network      3 of 3, from seed 7"), "{log}");
+    // The first is the network that trains without others.
+    let alone = train(at, "one", &three[..4]);
+    assert_eq!(alone["validation_mDice"].as_f64(), Some(mdice(&all[0])));
+    assert!(networks("one").is_empty());
+    // As if stopped before the third began.
+    let patch = bytes(at, "three/patch.safetensors");
+    for file in ["metrics.json", "patch.safetensors", "checkpoint/state-2.safetensors"] {
+        std::fs::remove_file(at.join("three").join(file)).unwrap();
+    }
+    ok(at, &["train", "--resume", "three"]);
+    assert!(patch == bytes(at, "three/patch.safetensors") && rows == history(at, "three"));
+    assert_eq!(networks("three").iter().map(mdice).collect::<Vec<_>>(), all.iter().map(mdice).collect::<Vec<_>>());
+    // A plan knows of them.
+    let arguments = [&["plan", "--dataset", "discs", "--test", "held-out", "--json"], &QUICK[..], &three].concat();
+    let plan: Value = serde_json::from_str(&ok(at, &arguments)).unwrap();
+    assert_eq!(plan["peak_rss_mib"], metrics["forecast"]["peak_rss_mib"]);
+    for (more, word) in [
+        (&["--networks", "2"][..], "--method gps"),
+        (&["--networks", "0"], "at least 1"),
+        (&["--networks", "2", "--method", "last"], "--augment mild"),
+        (&["--minutes", "1", "--networks", "2", "--method", "last", "--augment", "none"], "--minutes"),
+        (&["--log-alignment", "--networks", "2", "--method", "last", "--augment", "none"], "--log-alignment"),
+    ] {
+        let (code, error) = fails(at, &[&["train", "--dataset", "discs"][..], more].concat());
+        assert!(code == 2 && error.contains("--networks") && error.contains(word), "{error}");
+    }
+}
+
 #[test]
 fn validation_cases_are_embedded_once_too() {
     let folder = workplace();

@@ -59,6 +59,12 @@ pub fn step(sam: &Sam, size: usize, batch: usize, activations: Activations) -> u
     FLOAT * (2 * (decoder + encoder) + pass.peak(batch, [decoder, encoder])) as u64
 }
 
+/// Bytes of the best so far of several networks while the next trains: values, state and moments, and what all start from.
+pub fn waiting(sam: &Sam, networks: usize) -> u64 {
+    let trained: usize = sam.weights.iter().map(|(_, w)| w.trained()).sum();
+    if networks > 1 { FLOAT * 6 * trained as u64 } else { 0 }
+}
+
 /// Trained values that the loss of a single mask reaches, outside of the encoder and in it: those of the other three
 /// masks get no gradient and no moments.
 fn reached(sam: &Sam) -> [usize; 2] {

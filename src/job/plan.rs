@@ -59,7 +59,8 @@ pub fn run(config: Config, progress: &Progress) -> Result<Value> {
     let options = options(&config, method);
     let need = forecast::training(&sam, size, options.batch, Activations::Kept);
     sam.activations = forecast::activations(config.recompute, need, &device);
-    memory.training = forecast::training(&sam, size, options.batch, sam.activations);
+    memory.training =
+        forecast::training(&sam, size, options.batch, sam.activations) + forecast::waiting(&sam, config.networks);
     let embeddings = sam.blocks_are_frozen().then(|| Arc::new(Cache::new(embeddings_limit(&device) as usize)));
     if embeddings.is_some() {
         let pictures = embedded(&samples, &validation, &options, &preprocessing) as u64;
@@ -72,7 +73,7 @@ pub fn run(config: Config, progress: &Progress) -> Result<Value> {
     let pace = Pace { step: later, validation: validating };
     let per_epoch = samples.len().div_ceil(options.batch);
     let steps = options.steps.unwrap_or(per_epoch.saturating_mul(options.epochs));
-    let training = pace.rest(&options, samples.len(), 0)
+    let training = pace.rest(&options, samples.len(), 0) * config.networks as f64
         // The first epoch computes the embeddings that the others find.
         + if cases.embeddings.is_some() { (first - later).max(0.0) * per_epoch.min(steps) as f64 } else { 0.0 };
     let selecting = selecting * pictures as f64;

@@ -4,7 +4,8 @@
 //! are `[r, d]` and U is `[d, r]`. With z_i the input of block i and d_0 = 0,
 //! d_{i+1} = d_i + LSA_i(z_0 + … + z_i + d_i), and the neck is given the backbone's output plus the last d. The side never
 //! enters the backbone, so no gradient does: the blocks run once, forwards, and nothing inside them is kept. Where pictures are
-//! not varied, what the blocks hand on is kept from step to step (`sam/cache.rs`), and they run once a picture. r is `--rank`,
+//! not varied, what the blocks hand on is kept from step to step (`sam/cache.rs`), and they run once a picture, for all of
+//! `--networks`, too: the paper's many side networks over one pass of the backbone. r is `--rank`,
 //! 16 by default; Q, K, V start evenly within ±1/√d, U at zero: the fine-tune starts as the base, to the bit.
 //!
 //! No code is published. From the paper: the frozen backbone, low-rank attention, no MLP, side stream fed by every block's
@@ -43,6 +44,10 @@ impl Tuning for Last {
 
     fn rank(&self) -> Option<usize> {
         Some(RANK)
+    }
+
+    fn shares_blocks(&self) -> bool {
+        true
     }
 
     fn encoder(&self, _: &WeightSpec, _: &Settings) -> Change {

@@ -190,6 +190,12 @@ pub trait Tuning {
         None
     }
 
+    /// Whether several networks can share what the encoder's blocks make of a picture, as `--networks` asks: they start
+    /// apart, by [`Settings::seed`], and the blocks depend on nothing that trains.
+    fn shares_blocks(&self) -> bool {
+        false
+    }
+
     /// A term beside the loss; none, for most.
     fn penalty(&self) -> Option<Penalty> {
         None

@@ -29,8 +29,8 @@ pub enum Score {
     SecondOrderFd,
     /// |w Σ g|: what the loss changes, to first order, when the weight is taken out.
     GradientWeight,
-    /// |w| · rms(x): the size of what a weight gives to its neuron's sum (FPS, arXiv 2510.27359). The cases pass through
-    /// the network once, forwards.
+    /// |w| · rms(x): the size of what a weight gives to its neuron's sum. After FPS (arXiv 2510.27359), |w| times the size
+    /// of the input, which here is its root mean square. The cases pass through the network once, forwards.
     ActivationWeight,
     /// |w|.
     Largest,

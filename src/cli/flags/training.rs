@@ -83,6 +83,10 @@ pub(in crate::cli) struct One {
     /// A selection made before
     #[arg(long, value_name = "FILE", help_heading = "Model and method")]
     selection: Option<PathBuf>,
+    /// With last and --augment none: this many side networks, each with a start and a decoder of its own, over blocks that
+    /// see a picture once for all; the best on validation is kept [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Model and method", value_parser = whole)]
+    networks: Option<usize>,
     /// Passes over the training cases, at most [default: 12]
     #[arg(long, help_heading = "Training", value_parser = whole)]
     epochs: Option<usize>,

@@ -170,10 +170,11 @@ impl Request {
             ("lr", config.lr.is_some()),
             ("selection", config.selection.is_some()),
             ("sizes", config.sizes.is_some()),
+            ("networks", config.networks > 1),
         ] {
             if set {
                 return Err(Error::usage(format!("the key `{key}` has no place in a comparison"))
-                    .hint("it counts --steps, tries --lrs, selects in every cell and takes its sizes from --sizes"));
+                    .hint("it counts --steps, tries --lrs, selects in every cell, takes its sizes from --sizes and its seeds from --seeds"));
             }
         }
         let twice = |words: Vec<String>| words.iter().enumerate().any(|(i, w)| words[..i].contains(w));

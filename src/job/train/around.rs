@@ -56,6 +56,8 @@ impl<'a> Clock<'a> {
 
 pub(super) struct Around<'a> {
     pub(super) job: &'a Job<'a>,
+    /// Which of several, counted from 0.
+    pub(super) network: usize,
     pub(super) clock: Clock<'a>,
     pub(super) validation: &'a Validated<'a>,
     pub(super) course: Course<'a>,
@@ -84,7 +86,7 @@ impl Surroundings for Around<'_> {
     }
 
     fn save(&mut self, state: &State) -> Result<()> {
-        let path = self.job.run.state();
+        let path = self.job.run.state(self.network);
         let folder = path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).map_err(|e| Error::writing(folder, &e))?;
         if let Some(row) = state.history.last().filter(|_| !self.aligned.is_empty()) {
@@ -146,7 +148,7 @@ impl Surroundings for Around<'_> {
     }
 }
 
-fn write_history(run: &Run, history: &[Epoch]) -> Result<()> {
+pub(super) fn write_history(run: &Run, history: &[Epoch]) -> Result<()> {
     let mut text = String::from("epoch,step,lr,loss,val_mdice,val_miou,seconds\n");
     for row in history {
         let Epoch { epoch, step, lr, loss, validation, seconds } = row;

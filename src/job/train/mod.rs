@@ -1,6 +1,7 @@
 //! `train`: select, fine-tune, validate, test, and write a run folder.
 
 mod around;
+mod networks;
 mod reference;
 
 use super::case::{prompt_free, result_path};
@@ -11,7 +12,7 @@ use crate::data::{self, Case, Splits};
 use crate::device::{self, available_memory, peak_rss_mib};
 use crate::error::{Error, Kind, Result};
 use crate::io::{Replace, write_atomic};
-use crate::method::{self, Counts, Plan};
+use crate::method::{self, Counts};
 use crate::model::Sam;
 use crate::model::checkpoint::{self, Checkpoint};
 use crate::model::sam::{Activations, Cache};
@@ -21,13 +22,14 @@ use crate::run::Run;
 use crate::score::{self, Report};
 use crate::train::batch::Augment;
 use crate::train::{Options, State, batch};
-use crate::tune::course::Course;
+use crate::tune::course::{Course, Terms};
 use crate::tune::optimizer;
 use crate::tune::patch::{self, About, Patch};
 use crate::tune::proof::{self, Proof};
 use crate::tune::scaling::Scaling;
 use crate::tune::selection::Selection;
 use around::{Around, Clock};
+use networks::{Candidate, Training};
 pub(super) use reference::{Reference, Validated};
 use serde_json::json;
 use std::sync::Arc;
@@ -164,11 +166,17 @@ fn go_on(run: Run, config: Config, splits: Splits, judge: Judge, progress: &Prog
     // The run's own selection stands in its folder; the file it came from may be gone.
     let given = config.selection.clone().filter(|_| !run.selection().is_file());
     let (config, ready) = Ready::read(Config { selection: given, ..config }, &splits, &base, progress)?;
-    let state = if run.state().is_file() { State::load(&run.state())? } else { State::default() };
+    let state = saved(&run, 0)?;
     progress.line(format!("resuming {} after {} epochs", run.folder.display(), state.epoch));
     let outcome = Job { config, run, splits, device, judge, progress }.go(base, ready, state);
     drop(lock);
     outcome
+}
+
+/// Where one of several networks of a run was stopped, or the start.
+fn saved(run: &Run, network: usize) -> Result<State> {
+    let path = run.state(network);
+    if path.is_file() { State::load(&path) } else { Ok(State::default()) }
 }
 
 /// Does what is still to do of a training in `config.out`: all of it, the rest of a stopped one, or nothing. What lies
@@ -214,7 +222,7 @@ impl Job<'_> {
         progress.log_to(&run.log());
         self.introduce(&base);
         select::tell_spacing(&ready.preprocessing, config, self.splits.dataset.form, progress);
-        self.record(&select::about(&base), ready.preprocessing.spacing_mm, None)?;
+        self.record(&select::about(&base), ready.preprocessing.spacing_mm, None, &[])?;
         let method = method::find(&config.method)?;
         let (parameters, encoder_parameters) = checkpoint::counts(&base.config.specs());
         let mut memory = Memory { data: ready.bytes(), weights: 4 * parameters as u64, ..Memory::default() };
@@ -237,6 +245,8 @@ impl Job<'_> {
         let counts = method::counts(&specs, &plan);
         self.say_counts(&counts, encoder_parameters, parameters);
 
+        // Further networks start from the same base.
+        let fresh = (config.networks > 1).then(|| sam.clone());
         let old = patch::capture(&sam.weights, &plan);
         crate::tune::attach(&mut sam, &plan, &self.device.device);
         let options = options(config, method);
@@ -244,7 +254,8 @@ impl Job<'_> {
         scaling.lines(&sam, algorithm.family()).iter().for_each(|line| progress.detail(line));
         let need = forecast::training(&sam, size, options.batch, Activations::Kept);
         sam.activations = forecast::activations(config.recompute, need, &self.device);
-        memory.training = forecast::training(&sam, size, options.batch, sam.activations);
+        memory.training =
+            forecast::training(&sam, size, options.batch, sam.activations) + forecast::waiting(&sam, config.networks);
         if sam.activations == Activations::Recomputed {
             progress.line("memory       blocks of the encoder are run again in backward: less memory, more time");
         }
@@ -254,11 +265,16 @@ impl Job<'_> {
             memory.embeddings = embeddings_limit(&self.device).min(pictures * forecast::embedding(&sam, size));
         }
         let cases = Validated { cases: &validation, preprocessing: &preprocessing, embeddings: embeddings.clone() };
-        let course = Course::new(method, &plan, &old, config.seed);
-        let (state, forecast_seconds) = self.train(&mut sam, &samples, &cases, course, &options, state)?;
+        let training = Training { method, samples: &samples, validation: &cases, old: &old, options: &options };
+        let first = self.train(Candidate::new(config.settings(), plan, sam, state), &training, 0)?;
+        let (best, networks) = match fresh {
+            None => (first, Vec::new()),
+            Some(fresh) => self.best_of(first, &fresh, &training)?,
+        };
+        let Candidate { sam, state, .. } = &best;
         let threshold = match config.threshold {
             Some(threshold) => threshold,
-            None => self.choose_threshold(&sam, &cases)?,
+            None => self.choose_threshold(sam, &cases)?,
         };
         if let Some(counts) = embeddings.map(|cache| cache.counts()) {
             progress.line(format!(
@@ -269,11 +285,10 @@ impl Job<'_> {
             ));
         }
 
-        let proof = self.finish(&sam, &old, &plan, &before, &about, &preprocessing, threshold)?;
-        let report = self.test(&sam, &preprocessing, threshold)?;
-        let mut metrics =
-            self.metrics(&report, &counts, &proof, &state, [parameters, encoder_parameters], threshold)?;
-        metrics["forecast"] = json!({ "peak_rss_mib": memory.peak_mib(), "seconds": forecast_seconds });
+        let proof = self.finish(&best, &old, &before, &about, &preprocessing, threshold)?;
+        let report = self.test(sam, &preprocessing, threshold)?;
+        let mut metrics = self.metrics(&report, &counts, &proof, state, [parameters, encoder_parameters], threshold)?;
+        metrics["forecast"] = json!({ "peak_rss_mib": memory.peak_mib(), "seconds": best.forecast });
         if let Some(peak) = peak_rss_mib() {
             progress.line(format!("memory       forecast {} MiB at its peak, was {peak} MiB", memory.peak_mib()));
         }
@@ -284,7 +299,7 @@ impl Job<'_> {
                 .at(&run.folder)
                 .hint("this is a defect of segft: please report it with the run's log.txt"));
         }
-        self.record(&about, preprocessing.spacing_mm, Some(&state))?;
+        self.record(&about, preprocessing.spacing_mm, Some(state), &networks)?;
         let table = report.csv()?;
         write_atomic(&run.per_case(), |to| to.write_all(table.as_bytes()))?;
         write_atomic(&run.metrics(), |to| to.write_all(text.as_bytes()))?;
@@ -364,24 +379,24 @@ impl Job<'_> {
         Some(Arc::new(Cache::new(limit as usize)))
     }
 
-    fn train(
-        &self,
-        sam: &mut Sam,
-        samples: &[batch::Sample],
-        validation: &Validated<'_>,
-        course: Course<'_>,
-        options: &Options,
-        state: State,
-    ) -> Result<(State, Option<f64>)> {
+    /// Trains what is attached, from its state on: one of several networks, counted from 0.
+    fn train(&self, one: Candidate, training: &Training<'_>, network: usize) -> Result<Candidate> {
+        let Candidate { settings, plan, mut sam, state, .. } = one;
+        let &Training { method, samples, validation, old, options } = training;
         let device = &self.device.device;
-        let clock = Clock::start(validation.seconds(sam, &self.device)?, samples.len(), options, validation);
+        if self.config.networks > 1 {
+            let (number, n) = (network + 1, self.config.networks);
+            self.progress.line(format!("network      {number} of {n}, from seed {}", settings.seed));
+        }
+        let course = Course::new(method, &plan, old, self.config.seed);
+        let clock = Clock::start(validation.seconds(&sam, &self.device)?, samples.len(), options, validation);
         let (stop, best) = (stop_flag()?, state.best_mdice());
         let aligned = Vec::new();
-        let mut around = Around { job: self, validation, course, stop, best, clock, samples, aligned };
+        let mut around = Around { job: self, network, validation, course, stop, best, clock, samples, aligned };
         around.stop.store(false, Ordering::SeqCst);
         let in_epochs = samples.len().div_ceil(options.batch).saturating_mul(options.epochs);
         self.progress.start("training", options.steps.unwrap_or(in_epochs));
-        let state = crate::train::run(sam, samples, options, state, &mut around, device);
+        let state = crate::train::run(&mut sam, samples, options, state, &mut around, device);
         self.progress.end();
         let state = state.map_err(|e| match e.kind {
             Kind::Interrupted => e.at(&self.run.folder),
@@ -397,7 +412,7 @@ impl Job<'_> {
                 "time         forecast {forecast:.1} s for training and validation (if no patience ends it), took {took:.1} s"
             ));
         }
-        Ok((state, forecast))
+        Ok(Candidate { settings, plan, sam, state, forecast })
     }
 
     /// The threshold with the best validation mDice; of equals, the one nearest to ½.
@@ -423,17 +438,16 @@ impl Job<'_> {
     }
 
     /// Writes the patch and proves that nothing else moved.
-    #[expect(clippy::too_many_arguments, reason = "the end of the story needs all of its characters")]
     fn finish(
         &self,
-        sam: &Sam,
-        old: &std::collections::BTreeMap<String, Vec<f32>>,
-        plan: &Plan,
+        best: &Candidate,
+        old: &Terms,
         before: &proof::Fingerprints,
         base: &(String, String),
         preprocessing: &Preprocessing,
         threshold: f32,
     ) -> Result<Proof> {
+        let Candidate { settings, plan, sam, .. } = best;
         let deltas = patch::changes(old, &sam.weights, plan);
         let proof = proof::compare(before, &sam.weights, &deltas);
         self.progress.line(format!(
@@ -450,7 +464,7 @@ impl Job<'_> {
             form: self.splits.dataset.form,
             preprocessing: preprocessing.clone(),
             threshold,
-            settings: self.config.settings(),
+            settings: settings.clone(),
         };
         Patch { about, deltas }.save(&self.run.patch())?;
         Ok(proof)
@@ -527,10 +541,17 @@ impl Job<'_> {
     }
 
     /// What a reader needs to know where the numbers come from. Case ids only: nothing of a patient's header.
-    fn record(&self, base: &(String, String), spacing_mm: Option<f32>, state: Option<&State>) -> Result<()> {
+    /// `networks` is what is said of each of several.
+    fn record(
+        &self,
+        base: &(String, String),
+        spacing_mm: Option<f32>,
+        state: Option<&State>,
+        networks: &[serde_json::Value],
+    ) -> Result<()> {
         let ids = |cases: &[Case]| cases.iter().map(|c| c.id.clone()).collect::<Vec<_>>();
         let splits = &self.splits;
-        let record = json!({
+        let mut record = json!({
             "segft": env!("CARGO_PKG_VERSION"),
             "burn": "0.22.1",
             "device": self.device.name,
@@ -543,6 +564,9 @@ impl Job<'_> {
             "selection_cases": select::cases(&self.config, splits),
             "seconds": state.map(|s| s.seconds),
         });
+        if !networks.is_empty() {
+            record["networks"] = json!(networks);
+        }
         let text = serde_json::to_string_pretty(&record).map_err(|e| Error::job(format!("run record: {e}")))?;
         write_atomic(&self.run.record(), |to| to.write_all(text.as_bytes()))
     }
