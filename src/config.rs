@@ -11,6 +11,7 @@ use crate::train::batch::Augment;
 use crate::train::{Algorithm, BASE_WIDTH, EPSILON, Epsilon, LrScaling};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Whether backward runs the encoder's blocks again instead of keeping their inside: less memory, more time, the same
@@ -213,7 +214,15 @@ impl Config {
             _ => Map::new(),
         };
         let known: Vec<String> = layers.keys().cloned().collect();
-        let mut put = |key: &str, value: Value, from: &str| -> Result<()> {
+        let defaults = layers.clone();
+        // Which layer said what: a later one takes back what an earlier one said otherwise of the same thing.
+        let mut said: BTreeMap<String, usize> = BTreeMap::new();
+        let mut put = |key: &str, value: Value, from: &str, layer: usize| -> Result<()> {
+            let (key, value) = match (key, &value) {
+                ("no_biases", Value::Bool(no)) => ("biases", Value::Bool(!no)),
+                ("no_decoder", Value::Bool(no)) => ("decoder", Value::Bool(!no)),
+                _ => (key, value),
+            };
             if !known.iter().any(|k| k == key) {
                 let near = nearest(key, known.iter().map(String::as_str));
                 let hint = near.map(|n| format!("did you mean `{n}`? ")).unwrap_or_default();
@@ -221,7 +230,18 @@ impl Config {
                     .hint(format!("{hint}keys: {}", known.join(", "))));
             }
             let value = check_type(key, value, from)?;
+            let before = |key: &str| said.get(key).is_some_and(|earlier| *earlier < layer);
+            let others: &[&str] = match key {
+                "k" | "ratio" | "budget" => &BUDGETS,
+                "steps" | "minutes" => &["steps", "minutes"],
+                "method" if before("method") && layers.get(key) != Some(&value) => &OF_A_METHOD,
+                _ => &[],
+            };
+            for other in others.iter().filter(|other| **other != key && before(other)) {
+                layers.insert(other.to_string(), defaults.get(*other).cloned().unwrap_or_default());
+            }
             layers.insert(key.to_string(), value);
+            said.insert(key.to_string(), layer);
             Ok(())
         };
         if let Some(path) = file {
@@ -230,22 +250,22 @@ impl Config {
                 toml::from_str(&text).map_err(|e| Error::usage(format!("not TOML: {e}")).at(path))?;
             for (key, value) in table {
                 let value = serde_json::to_value(value).map_err(|e| Error::usage(e.to_string()).at(path))?;
-                put(&key, value, "the configuration file").map_err(|e| e.at(path))?;
+                put(&key, value, "the configuration file", 0).map_err(|e| e.at(path))?;
             }
         }
         for (name, value) in environment {
             if !OTHER_VARIABLES.contains(&name.as_str()) {
-                put(&name.trim_start_matches("SEGFT_").to_lowercase(), scalar(value), name)?;
+                put(&name.trim_start_matches("SEGFT_").to_lowercase(), scalar(value), name, 1)?;
             }
         }
         for pair in set {
             let (key, value) = pair
                 .split_once('=')
                 .ok_or_else(|| Error::usage(format!("`--set {pair}` has no `=`")).hint("write --set key=value"))?;
-            put(&key.replace('-', "_"), scalar(value), "--set")?;
+            put(&key.replace('-', "_"), scalar(value), "--set", 2)?;
         }
         for (key, value) in flags.as_object().into_iter().flatten().filter(|(_, v)| !v.is_null()) {
-            put(key, value.clone(), &flag(key, value))?;
+            put(key, value.clone(), &flag(key, value), 2)?;
         }
         let config: Config = serde_json::from_value(Value::Object(layers))
             .map_err(|e| Error::usage(format!("configuration: {e}")).hint("see `segft train --help`"))?;
@@ -339,6 +359,7 @@ impl Config {
         config.biases |= method::fixed_biases(method) == Some(Change::Frozen);
         config.check_choice()?;
         config.check_biases()?;
+        config.check_trains()?;
         Ok(config)
     }
 
@@ -427,6 +448,7 @@ impl Config {
         let wrong = |m: String| Err(Error::usage(m));
         self.check_choice()?;
         self.check_biases()?;
+        self.check_trains()?;
         self.check_networks()?;
         if !["mild", "strong", "none"].contains(&self.augment.as_str()) {
             let near = nearest(&self.augment, ["mild", "strong", "none"]);
@@ -479,6 +501,14 @@ impl Config {
             Some(_) => "that method trains the encoder's biases: without them it would be another",
         };
         Err(Error::usage(format!("--no-biases does not go with `--method {}`", self.method)).hint(hint))
+    }
+
+    /// Something must train.
+    fn check_trains(&self) -> Result<()> {
+        if self.decoder || method::trains(method::find(&self.method)?, &self.settings()) {
+            return Ok(());
+        }
+        Err(Error::usage(format!("--no-decoder leaves nothing to train with `--method {}`", self.method)))
     }
 
     /// Several networks share blocks that stay, and pictures that stay.
@@ -567,6 +597,9 @@ impl Config {
 
 /// Keys that say how many entries are chosen.
 pub const BUDGETS: [&str; 3] = ["k", "ratio", "budget"];
+
+/// Keys that mean something to one method, and little to another.
+const OF_A_METHOD: [&str; 8] = ["k", "ratio", "budget", "score", "group", "selection_loss", "rank", "lr"];
 
 /// Variables that are no keys of a training.
 const OTHER_VARIABLES: [&str; 4] = ["SEGFT_CACHE", "SEGFT_SHARED", "SEGFT_PARITY_DIR", "SEGFT_FETCH_BASE_URL"];
@@ -727,6 +760,39 @@ mod tests {
     }
 
     #[test]
+    fn a_later_layer_takes_back_what_an_earlier_one_said_otherwise() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.toml");
+        let with = |text: &str, flags: Value| {
+            std::fs::write(&file, text).unwrap();
+            Config::resolve(Some(&file), &[("SEGFT_MINUTES".into(), "3".into())], &[], &flags)
+        };
+        let config = with("k = 4\nsteps = 9\nno_decoder = true\n", json!({ "ratio": 0.5 })).unwrap();
+        assert_eq!((config.k, config.ratio, config.steps, config.minutes), (None, Some(0.5), None, Some(3.0)));
+        assert!(!config.decoder);
+        // Within one layer it is a contradiction.
+        let error = with("k = 4\nratio = 0.5\n", json!({})).unwrap_err();
+        assert!(error.message.contains("exclude each other"), "{error}");
+        // A run's configuration with another method: what was settled for the first is dropped, what is said now stays.
+        let config =
+            with("method = \"gps\"\nk = 4\nscore = \"fisher\"\nlr = 1e-3\n", json!({ "method": "full" })).unwrap();
+        assert_eq!((config.method.as_str(), config.k, config.score, config.lr), ("full", None, None, None));
+        let config = with("method = \"full\"\nlr = 1e-3\n", json!({ "method": "gps", "k": 2 })).unwrap();
+        assert_eq!((config.k, config.lr), (Some(2), None));
+        // A file that names no method says what it wants of the one that is named.
+        assert!(with("k = 4\n", json!({ "method": "full" })).is_err());
+    }
+
+    #[test]
+    fn something_must_train() {
+        for method in ["decoder", "gps", "lora"] {
+            let answer = Config::resolve(None, &[], &[], &json!({ "method": method, "decoder": false }));
+            assert_eq!(answer.is_err(), method == "decoder", "{method}");
+        }
+        assert!(Config { decoder: false, ..Config::default() }.for_method("decoder").is_err());
+    }
+
+    #[test]
     fn no_biases_is_refused_where_it_would_change_nothing() {
         for (method, why) in [
             ("full", "trains the encoder's biases"),
@@ -798,7 +864,8 @@ mod tests {
             (&["weight_decay=0.1"][..], "--weight-decay goes with"),
             (&["optimizer=sgd", "adam_eps=1e-12"], "--adam-eps goes with"),
             (&["optimizer=adam-atan2", "adam_eps=per-layer"], "--adam-eps goes with"),
-            (&["adam_eps=-1"], "from 0 on"),
+            (&["adam_eps=-1"], "above 0"),
+            (&["adam_eps=0"], "above 0"),
             (&["adam_eps=per-laier"], "did you mean `per-layer`"),
             (&["lr_base_width=0"], "at least 1"),
             (&["lr_scaling=ful"], "did you mean `full`"),

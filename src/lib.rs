@@ -19,5 +19,6 @@ pub mod predict;
 pub mod progress;
 pub mod run;
 pub mod score;
+pub mod signal;
 pub mod train;
 pub mod tune;

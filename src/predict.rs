@@ -2,7 +2,7 @@
 //! and `segft predict` all take.
 
 use crate::error::{Error, Result};
-use crate::image::{Axis, Fit, Labels, Mosaic, Picture, Resize, SliceFrame, Volume, Window, cut};
+use crate::image::{Axis, Fit, Labels, Mosaic, Picture, Resize, SliceFrame, Volume, Window, cut, mirrored};
 use crate::model::Sam;
 use crate::model::resize::bilinear;
 use crate::model::sam::{Cache, Embedding, Masks, PointLabel, Prompt, logits_fullsize, logits_shown};
@@ -117,6 +117,17 @@ impl Prompts {
         })
     }
 
+    /// As they are in the mirrored picture.
+    fn mirrored(&self, size: [usize; 2], axes: [bool; 2]) -> Prompts {
+        let along = |at: f32, axis: usize| if axes[axis] { (size[axis] - 1) as f32 - at } else { at };
+        let points = self.points.iter().map(|(x, y, label)| (along(*x, 0), along(*y, 1), *label)).collect();
+        let bounds = self.bounds.map(|[x0, y0, x1, y1]| {
+            let ([x0, x1], [y0, y1]) = ([x0, x1].map(|x| along(x, 0)), [y0, y1].map(|y| along(y, 1)));
+            [x0.min(x1), y0.min(y1), x0.max(x1), y0.max(y1)]
+        });
+        Prompts { points, bounds }
+    }
+
     /// In the frame of the square at a corner.
     fn fitted(&self, fit: &Fit, corner: [usize; 2]) -> Prompt {
         let point = |x: f32, y: f32| fit.in_square(x, y, corner);
@@ -132,10 +143,30 @@ impl Prompts {
     }
 }
 
+/// How often a picture is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Views {
+    /// Once.
+    One,
+    /// Also mirrored left to right, top to bottom, and both: the probability is the mean of four. Four times the work.
+    Mirrored,
+}
+
+impl Views {
+    /// By which axes each view is mirrored.
+    fn axes(self) -> &'static [[bool; 2]] {
+        match self {
+            Views::One => &[[false, false]],
+            Views::Mirrored => &[[false, false], [true, false], [false, true], [true, true]],
+        }
+    }
+}
+
 /// A network that is ready to predict.
 #[derive(Debug, Clone)]
 pub struct Predictor {
     sam: Sam,
+    views: Views,
     preprocessing: Preprocessing,
     device: Device,
     embeddings: Option<Arc<Cache>>,
@@ -145,7 +176,12 @@ impl Predictor {
     /// Takes the network as it is now, as a constant.
     pub fn new(sam: &Sam, preprocessing: &Preprocessing, device: &Device) -> Predictor {
         let (preprocessing, device) = (preprocessing.clone(), device.clone());
-        Predictor { sam: sam.frozen(), preprocessing, device, embeddings: None }
+        Predictor { sam: sam.frozen(), views: Views::One, preprocessing, device, embeddings: None }
+    }
+
+    /// Looks at pictures and slices so often.
+    pub fn with_views(self, views: Views) -> Predictor {
+        Predictor { views, ..self }
     }
 
     /// Takes embeddings from a cache, and puts new ones there: for an encoder whose blocks do not train.
@@ -165,10 +201,22 @@ impl Predictor {
     /// # Errors
     /// A data error for a picture without pixels.
     pub fn picture(&self, picture: &Picture, prompts: &Prompts) -> Result<Vec<f32>> {
-        self.fitted(picture, self.preprocessing.fit(picture.width, picture.height), prompts)
+        self.viewed(picture, self.preprocessing.fit(picture.width, picture.height), prompts)
     }
 
-    /// As [`Predictor::picture`], of a picture or slice that lies in the square as `fit` says. Without prompts, what is
+    /// As [`Predictor::picture`], of a picture or slice that lies in the square as `fit` says: the mean of all views.
+    fn viewed(&self, picture: &Picture, fit: Fit, prompts: &Prompts) -> Result<Vec<f32>> {
+        let (size, views) = ([picture.width, picture.height], self.views.axes());
+        let mut mean = vec![0f32; size[0] * size[1]];
+        for axes in views {
+            let seen = self.fitted(&picture.mirrored(*axes), fit, &prompts.mirrored(size, *axes))?;
+            let back = mirrored(&seen, size[0], *axes);
+            mean.iter_mut().zip(back).for_each(|(mean, p)| *mean += p / views.len() as f32);
+        }
+        Ok(mean)
+    }
+
+    /// One view of a picture or slice that lies in the square as `fit` says. Without prompts, what is
     /// larger than the square is seen in overlapping ones, and their logits are averaged. What is pointed at is seen in
     /// the one square around it, and the rest is background; prompts farther apart than that are seen in one square that
     /// shows all.
@@ -232,7 +280,7 @@ impl Predictor {
             // A slice without prompts stays background when others have some.
             if let Some(prompts) = prompts(slice) {
                 let picture = cut(volume, &frame, slice, &levels, self.preprocessing.context);
-                let plane = self.fitted(&picture, fit, &prompts)?;
+                let plane = self.viewed(&picture, fit, &prompts)?;
                 for (pixel, p) in plane.into_iter().enumerate() {
                     let (x, y) = (pixel % frame.width(), pixel / frame.width());
                     probabilities[frame.index(slice, x, y)] = p;
@@ -279,6 +327,18 @@ mod tests {
         assert_eq!(serde_json::to_value(&read).unwrap(), old);
         old["spacing"] = 1.into();
         assert!(serde_json::from_value::<Preprocessing>(old).is_err(), "an unknown key is never passed over");
+    }
+
+    #[test]
+    fn prompts_are_mirrored_with_their_picture() {
+        let prompts = Prompts { points: vec![(9.0, 3.0, PointLabel::Outside)], bounds: Some([8.0, 2.0, 11.0, 5.0]) };
+        let twice = prompts.mirrored([20, 7], [true, true]).mirrored([20, 7], [true, true]);
+        assert_eq!(twice, prompts);
+        let across = prompts.mirrored([20, 7], [true, false]);
+        assert_eq!((across.points[0].0, across.points[0].1, across.bounds), (10.0, 3.0, Some([8.0, 2.0, 11.0, 5.0])));
+        assert_eq!(prompts.mirrored([20, 7], [false, true]).bounds, Some([8.0, 1.0, 11.0, 4.0]));
+        assert_eq!(mirrored(&[1, 2, 3, 4, 5, 6], 3, [true, false]), [3, 2, 1, 6, 5, 4]);
+        assert_eq!(mirrored(&[1, 2, 3, 4, 5, 6], 3, [false, true]), [4, 5, 6, 1, 2, 3]);
     }
 
     #[test]

@@ -94,6 +94,16 @@ impl Progress {
         }
     }
 
+    /// Moves a bar whose end was not known when it started.
+    pub fn of(&self, position: usize, total: usize) {
+        if let Ok(slot) = self.bar.lock()
+            && let Some(bar) = slot.as_ref()
+        {
+            bar.set_length(total as u64);
+            bar.set_position(position as u64);
+        }
+    }
+
     /// Takes the bar away.
     pub fn end(&self) {
         if let Ok(mut slot) = self.bar.lock()
@@ -111,8 +121,8 @@ impl Progress {
         if shown {
             let bar = self.bar.lock().ok();
             match bar.as_ref().and_then(|b| b.as_ref()) {
-                Some(bar) => bar.suspend(|| eprintln!("{text}")),
-                None => eprintln!("{text}"),
+                Some(bar) => bar.suspend(|| tell(text)),
+                None => tell(text),
             }
         }
         if let Ok(mut log) = self.log.lock()
@@ -121,4 +131,9 @@ impl Progress {
             let _ = writeln!(file, "{text}");
         }
     }
+}
+
+/// A line on stderr; where nobody listens (`2>&1 | head`), the job goes on without.
+pub fn tell(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }

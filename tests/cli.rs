@@ -117,6 +117,42 @@ fn usage_errors_are_whole_in_json_and_in_its_file() {
 }
 
 #[test]
+fn no_input_is_replaced_and_raw_folders_name_their_cases() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    small_checkpoint(&at.join("small.safetensors"));
+    discs(&at.join("discs"), "a", 2, 0);
+    std::fs::copy(at.join("discs/images/a000.png"), at.join("a.png")).unwrap();
+    std::fs::copy(at.join("discs/images/a001.png"), at.join("a_seg.png")).unwrap();
+    let prompted = ["--model", "small.safetensors", "--force", "--box"];
+    // `segft predict *.png` a second time: the mask of one input has the name of another.
+    let (code, error) = fails(at, &[&["predict", "a.png", "a_seg.png"], &prompted[..], &["1,1,5,5"]].concat());
+    assert!(code == 2 && error.contains("would replace the input `a_seg.png`"), "{error}");
+
+    let grid = segft::image::Grid { shape: [20, 20, 3], ..segft::image::Grid::picture(1, 1) };
+    let volume = segft::image::Volume { voxels: (0..1200).map(|n| (n % 97) as f32).collect(), grid };
+    std::fs::create_dir(at.join("imagesTs")).unwrap();
+    for name in ["la_001_0000", "la_001_0001", "la_002_0000"] {
+        segft::io::nifti::write_volume(&at.join(format!("imagesTs/{name}.nii.gz")), &volume).unwrap();
+    }
+    let at_mm = [&["predict", "imagesTs", "--out", "masks"], &prompted[..], &["mm:2,2,0,9,9,2"]].concat();
+    ok(at, &at_mm);
+    let mut masks: Vec<_> = std::fs::read_dir(at.join("masks")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    masks.sort();
+    assert_eq!(masks, ["la_001.nii.gz", "la_002.nii.gz"]);
+    // Far outside, in millimetres.
+    let (code, error) = fails(at, &[&["predict", "imagesTs"], &prompted[..], &["mm:2,2,0,9,9,999"]].concat());
+    assert!(code != 0 && error.contains("--box mm:2,2,0,9,9,999"), "{error}");
+
+    std::fs::create_dir(at.join("series")).unwrap();
+    std::fs::write(at.join("series/IM0001.dcm"), b"").unwrap();
+    for input in ["series", "series/IM0001.dcm"] {
+        let (code, error) = fails(at, &["predict", input, "--box", "1,1,1,2,2,2"]);
+        assert!(code >= 2 && error.contains("dcm2niix -z y -o nifti series"), "{error}");
+    }
+}
+
+#[test]
 fn a_result_and_its_failure_are_one_object() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
@@ -149,7 +185,7 @@ fn lists_are_objects_and_the_manual_names_every_command() {
     let doctor = object(&["doctor", "--json"]);
     assert_eq!((&doctor["weights"]["sam_vit_b"], &doctor["sets"]["polyp"]), (&"not here".into(), &"not here".into()));
     let page = ok(at, &["man"]);
-    for part in [".TH segft", "SEGFT TRAIN", "epochs", "SEGFT DOCTOR"] {
+    for part in [".TH segft", "SEGFT TRAIN", "SEGFT DATA SPLIT", "epochs", "SEGFT DOCTOR"] {
         assert!(page.contains(part), "{part}");
     }
 }
@@ -219,6 +255,23 @@ fn empty_masks_are_refused_before_a_run_is_made() {
     }
     let (code, error) = fails(at, &["train", "--dataset", "discs", "--model", "small.safetensors"]);
     assert!(code == 3 && error.contains("are empty") && !at.join("runs").exists(), "{error}");
+}
+
+#[test]
+fn budgets_that_do_not_fit_are_refused_before_a_run_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    small_checkpoint(&at.join("small.safetensors"));
+    discs(&at.join("discs"), "a", 8, 0);
+    for (budget, words) in [
+        (&["--budget", "1000000000"][..], "weights to choose from"),
+        (&["--ratio", "1e-12"], "leaves none"),
+        (&["--method", "lora", "--rank", "18446744073709551615"], "at most"),
+    ] {
+        let (code, error) =
+            fails(at, &[&["train", "--dataset", "discs", "--model", "small.safetensors"], budget].concat());
+        assert!(code == 2 && error.contains(words) && !at.join("runs").exists(), "{error}");
+    }
 }
 
 #[test]

@@ -81,6 +81,23 @@ fn what_stands_on_two_sides_is_refused() {
     assert!(refused(&Request { test: Some(test), ..request(&train) }).message.contains("b000.bmp"));
 }
 
+/// A patient is known by the column, whatever the pictures are called.
+#[test]
+fn a_group_named_like_a_picture_is_a_group() {
+    let folder = tempfile::tempdir().unwrap();
+    discs(folder.path(), "a", 6, 0);
+    let table = |rows: [&str; 6]| {
+        let lines = rows.iter().enumerate().map(|(i, row)| format!("images/a{i:03}.png,masks/a{i:03}.png,{row}\n"));
+        let file = folder.path().join("list.csv");
+        std::fs::write(&file, format!("image,mask,group,split\n{}", lines.collect::<String>())).unwrap();
+        file
+    };
+    let file = table(["a000,train", "b,train", "c,val", "a000,test", "e,test", "f,test"]);
+    let error = refused(&request(&file));
+    assert!(error.message.contains("one group `a000`") && error.message.contains("a003"), "{error}");
+    prepare(&request(&table([",train", "b,train", "c,val", "d,test", "e,test", "f,test"]))).unwrap();
+}
+
 #[test]
 fn equal_pictures_and_groups_stay_together() {
     let folder = tempfile::tempdir().unwrap();
@@ -92,8 +109,8 @@ fn equal_pictures_and_groups_stay_together() {
     for seed in 0..20 {
         let splits = prepare(&Request { seed, ..request(folder.path()) }).unwrap();
         for side in [&splits.train, &splits.validation, &splits.test] {
-            let groups: BTreeSet<&String> = side.iter().map(|c| &c.group).collect();
-            let whole = splits.dataset.cases.iter().filter(|c| groups.contains(&c.group)).count();
+            let groups: BTreeSet<&str> = side.iter().map(|c| c.group()).collect();
+            let whole = splits.dataset.cases.iter().filter(|c| groups.contains(c.group())).count();
             assert_eq!(whole, side.len(), "seed {seed}: a group was cut");
             assert_eq!(ids(side).contains("a000"), ids(side).contains("a019"), "seed {seed}: equal pictures parted");
         }

@@ -557,8 +557,8 @@ impl Surroundings for Watched<'_> {
     fn save(&mut self, state: &State) -> Result<()> {
         state.save(&self.state)
     }
-    fn penalty(&mut self, sam: &Sam, step: usize) -> Option<(String, Vec<f32>)> {
-        self.course.penalty(sam, step)
+    fn penalty(&mut self, sam: &Sam, step: usize, kept: Option<&Trained>) -> Option<(String, Vec<f32>)> {
+        self.course.penalty(sam, step, kept)
     }
     fn half_way(&mut self, sam: &Sam, losses: &mut dyn Iterator<Item = Tensor<1>>) -> Option<Turn> {
         let turn = self.course.half_way(sam, losses)?;
@@ -626,11 +626,21 @@ fn sara_trains_fewer_from_half_way_and_survives_a_stop_anywhere() {
     // The term is drawn from seed and step, and only where it is due.
     let mut sam = small_sam();
     attach(&mut sam, &plan, &device);
-    let penalty = |seed, step| Course::new(sara, &plan, &start, seed).penalty(&sam, step);
+    let penalty = |seed, step| Course::new(sara, &plan, &start, seed).penalty(&sam, step, None);
     assert!(penalty(5, 8).is_some() && penalty(5, 8) == penalty(5, 8) && penalty(5, 9).is_none());
     assert!((1..20).any(|i| penalty(5, 8 * i).unwrap().0 != penalty(5, 0).unwrap().0));
+    // After the turn it is the term of the entries that train on, alone.
+    let course = Course::new(sara, &plan, &start, 5);
+    let (name, whole) = penalty(5, 8).unwrap();
+    let half: Trained =
+        start.iter().map(|(name, v)| (name.clone(), (0..v.len()).map(|i| (i % 2) as f32).collect())).collect();
+    let (of, term) = course.penalty(&sam, 8, Some(&half)).unwrap();
+    assert!(of == name && term.len() == whole.len() && term != whole);
+    assert!(term.iter().step_by(2).all(|t| *t == 0.0) && term.iter().any(|t| *t != 0.0));
+    let none = half.keys().map(|name| (name.clone(), vec![0.0; half[name].len()])).collect();
+    assert!(course.penalty(&sam, 8, Some(&none)).is_none());
     let gps = method::find("gps").unwrap();
-    assert!(Course::new(gps, &plan, &start, 5).penalty(&sam, 8).is_none());
+    assert!(Course::new(gps, &plan, &start, 5).penalty(&sam, 8, None).is_none());
     assert!(Course::new(gps, &plan, &start, 5).half_way(&sam, &mut std::iter::empty()).is_none());
 }
 

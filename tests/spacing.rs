@@ -4,12 +4,12 @@
 mod common;
 
 use common::{QUICK, fails, ok, small_checkpoint, small_config};
-use segft::image::{Axis, Grid, Labels, SliceFrame, Volume};
+use segft::image::{Axis, Grid, Labels, Picture, SliceFrame, Volume, mirrored};
 use segft::io::nifti::{Template, write_labels, write_values};
 use segft::job::base;
 use segft::model::checkpoint;
 use segft::model::sam::PointLabel;
-use segft::predict::{Predictor, Preprocessing, Prompts};
+use segft::predict::{Predictor, Preprocessing, Prompts, Views};
 use serde_json::Value;
 use std::path::Path;
 
@@ -71,6 +71,26 @@ fn the_same_body_stored_at_two_spacings_gives_the_same_mask_in_millimetres() {
     assert!(scaled > 0.95, "{scaled}");
     // Stretched to twice its width, it is another picture.
     assert!(pixels < scaled - 0.05, "{pixels} against {scaled}");
+}
+
+/// What four views agree on does not depend on which of them was the picture.
+#[test]
+fn the_mean_of_mirrored_views_turns_with_the_picture() {
+    let device = segft::device::choose("cpu").unwrap().device;
+    let sam = checkpoint::random("small", small_config(), 3).into_sam(&device);
+    let rgb = (0..3 * 50 * 40).map(|n| (n * 37 % 251) as u8).collect();
+    let picture = Picture { width: 50, height: 40, rgb };
+    let prompts = Prompts { points: vec![], bounds: Some([5.0, 8.0, 30.0, 20.0]) };
+    let turned = Prompts { points: vec![], bounds: Some([19.0, 8.0, 44.0, 20.0]) };
+    let of = |views| {
+        let predictor = Predictor::new(&sam, &Preprocessing::new(72), &device).with_views(views);
+        let across =
+            mirrored(&predictor.picture(&picture.mirrored([true, false]), &turned).unwrap(), 50, [true, false]);
+        let plain = predictor.picture(&picture, &prompts).unwrap();
+        plain.iter().zip(&across).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max)
+    };
+    let (one, four) = (of(Views::One), of(Views::Mirrored));
+    assert!(four < 1e-4 && one > 10.0 * four, "{one} with one view, {four} with four");
 }
 
 #[test]

@@ -481,6 +481,32 @@ fn validation_and_test_do_not_reach_the_selection() {
 }
 
 #[test]
+fn a_selection_that_has_seen_what_judges_is_refused() {
+    let folder = workplace();
+    let at = folder.path();
+    // Another seed divides the cases otherwise.
+    ok(
+        at,
+        &[
+            &["select", "--dataset", "discs", "--test", "held-out", "--out", "s.safetensors"],
+            &QUICK[..],
+            &["--seed", "1"],
+        ]
+        .concat(),
+    );
+    let train = ["train", "--dataset", "discs", "--test", "held-out", "--out", "a", "--selection", "s.safetensors"];
+    let (code, error) = fails(at, &[&train[..], &QUICK].concat());
+    assert!(code == 3 && error.contains("leak") && error.contains("s.safetensors"), "{error}");
+    assert!(!at.join("a").exists());
+    ok(at, &[&train[..], &QUICK, &["--allow-leak"]].concat());
+    // What is on record is what the selection saw.
+    let record: serde_json::Value = serde_json::from_slice(&bytes(at, "a/run.json")).unwrap();
+    let seen = segft::tune::selection::Selection::load(&at.join("s.safetensors")).unwrap().cases;
+    assert_eq!(record["selection_cases"], serde_json::json!(seen));
+    assert_ne!(record["selection_cases"], record["splits"]["train"]);
+}
+
+#[test]
 fn killed_and_resumed_ends_in_the_same_bytes() {
     let folder = workplace();
     let at = folder.path();
@@ -542,6 +568,48 @@ fn an_interrupt_saves_and_says_130() {
     assert!(code == 2 && error.contains("not complete"), "{error}");
     let (code, error) = fails(at, &["predict", "held-out/images", "--run", "cut"]);
     assert_eq!(code, 2, "a run without patch is no run to predict with: {error}");
+}
+
+/// While it selects, reads or tests, a signal is answered as in the loop.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_before_the_first_step_says_130_too() {
+    let folder = workplace();
+    let at = folder.path();
+    let arguments = [
+        &["train", "--dataset", "discs", "--test", "held-out", "--out", "cut"],
+        &QUICK[..],
+        &["--score", "second-order-fd"],
+    ]
+    .concat();
+    let mut child = command(at, &arguments).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let start = Instant::now();
+    while !at.join("cut/run.json").exists() && start.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!at.join("cut/metrics.json").exists());
+    ok(at, &["train", "--resume", "cut"]);
+    // A command that has nothing to save ends at once, with the same code.
+    let mut child = command(at, &["bench", "--model", "vit_t", "--steps", "100000"]).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+/// `segft train 2>&1 | head -1`: who listened has gone.
+#[cfg(unix)]
+#[test]
+fn a_closed_stderr_stops_no_training() {
+    let folder = workplace();
+    let at = folder.path();
+    let arguments =
+        [&["train", "--dataset", "discs", "--test", "held-out", "--out", "a", "--json=a.json"], &QUICK[..]].concat();
+    let mut child = command(at, &arguments).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(at.join("a/metrics.json").is_file() && at.join("a.json").is_file());
 }
 
 #[test]

@@ -5,11 +5,11 @@ mod print;
 
 use crate::config::Config;
 use crate::data;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 use crate::io::Replace;
 use crate::job;
 use crate::phantom;
-use crate::progress::{Progress, Voice};
+use crate::progress::{Progress, Voice, tell};
 use crate::run::Run;
 use crate::tune::patch::{Difference, Direction, Patch};
 use crate::tune::selection::{Overlap, Selection};
@@ -31,9 +31,10 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return not_parsed(&error, &arguments),
     };
+    crate::signal::start();
     std::panic::set_hook(Box::new(|info| {
-        eprintln!("error: segft met a defect of its own: {info}");
-        eprintln!("  hint: please report it, with the command and the run's log.txt");
+        tell(&format!("error: segft met a defect of its own: {info}"));
+        tell("  hint: please report it, with the command and the run's log.txt");
     }));
     let json = cli.global.json.clone();
     // Set when the one JSON object has been printed, or must not be: then an error goes to stderr alone.
@@ -266,8 +267,8 @@ fn manual() -> Result<String> {
     root.build();
     let mut page = Vec::new();
     clap_mangen::Man::new(root.clone()).render(&mut page).map_err(failed)?;
-    for command in root.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help") {
-        let title = format!("SEGFT {}", command.get_name().to_uppercase());
+    for (name, command) in commands(&root, "SEGFT") {
+        let title = name.to_uppercase();
         let about = command.get_about().map(ToString::to_string).unwrap_or_default();
         let mut options = Vec::new();
         clap_mangen::Man::new(command.clone()).render_options_section(&mut options).map_err(failed)?;
@@ -275,6 +276,17 @@ fn manual() -> Result<String> {
         page.extend(format!(".SH \"{title}\"\n{about}\n{options}").into_bytes());
     }
     Ok(String::from_utf8_lossy(&page).into_owned())
+}
+
+/// Every command with the words that call it, those below others too.
+fn commands<'a>(root: &'a clap::Command, words: &str) -> Vec<(String, &'a clap::Command)> {
+    let shown = root.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help");
+    let with_those_below = |command: &'a clap::Command| {
+        let name = format!("{words} {}", command.get_name());
+        let below = commands(command, &name);
+        std::iter::once((name, command)).chain(below)
+    };
+    shown.flat_map(with_those_below).collect()
 }
 
 /// The `SEGFT_…` variables.
@@ -314,7 +326,7 @@ fn fetch(flags: &flags::Fetch, replace: Replace, progress: &Progress, answer: An
                 None => (None, None),
             };
             json!({"name": i.name, "what": i.what, "mib": i.mib, "licence": i.licence, "url": i.url, "sha256": sha256,
-                "md5": md5, "cached": i.place(&cache).exists()})
+                "md5": md5, "recorded_sha256": i.recorded(&cache), "cached": i.place(&cache).exists()})
         });
         let line = |i: &Item| {
             let here = if i.place(&cache).exists() { "in the cache" } else { "" };
@@ -327,11 +339,17 @@ fn fetch(flags: &flags::Fetch, replace: Replace, progress: &Progress, answer: An
     progress.line(format!("{}: {} (licence: {})", item.name, item.what, item.licence));
     let network = if flags.offline { Network::Never } else { Network::Allowed };
     progress.start("fetching", (item.mib << 20) as usize);
-    let at = |done: u64, _| progress.at(done as usize, "");
+    let at = |done: u64, of: Option<u64>| progress.of(done as usize, of.unwrap_or(item.mib << 20) as usize);
     let place = fetch(item, flags.from.as_deref(), &cache, network, replace, &at);
     progress.end();
     let place = place?;
-    answer(json!({"name": item.name, "path": place.display().to_string()}), place.display().to_string())
+    let recorded = item.recorded(&cache);
+    // Nobody publishes one: what the first file had is what later ones are held to.
+    let said = recorded.as_ref().map(|hash| format!("\nSHA-256 {hash}")).unwrap_or_default();
+    answer(
+        json!({"name": item.name, "path": place.display().to_string(), "sha256": recorded}),
+        format!("{}{said}", place.display()),
+    )
 }
 
 fn data_command(
@@ -346,8 +364,10 @@ fn data_command(
                 "phantom" => (phantom::Kind::Pictures, phantom::DEFAULT_PICTURES),
                 "phantom-volume" => (phantom::Kind::Volumes, phantom::DEFAULT_VOLUMES),
                 other => {
+                    let known = ["phantom", "phantom-volume"];
+                    let near = nearest(other, known).map(|n| format!("did you mean `{n}`? ")).unwrap_or_default();
                     return Err(Error::usage(format!("no generator called `{other}`"))
-                        .hint("generators: phantom, phantom-volume"));
+                        .hint(format!("{near}generators: {}", known.join(", "))));
                 }
             };
             let count = count.unwrap_or(default);
@@ -361,16 +381,22 @@ fn data_command(
             let facts = data::facts(&path)?;
             let leaks = facts["leaks"].as_array().map(Vec::len).unwrap_or(0);
             let failed = (leaks > 0).then(|| {
-                Error::data(format!("{leaks} leaks between the sides"))
+                Error::data(format!("{leaks} {} between the sides", if leaks == 1 { "leak" } else { "leaks" }))
                     .at(path)
                     .hint("take one of each pair out, or give both to one side")
             });
             let text = crate::info::text(&facts);
             partly(facts, text, failed)
         }
-        DataCommand::Split { path, out, seed } => {
+        DataCommand::Split { path, out, seed, offline } => {
             crate::io::check_free(&out, replace)?;
-            let request = data::Request { dataset: path.display().to_string(), seed, ..data::Request::default() };
+            let request = data::Request {
+                dataset: path.display().to_string(),
+                seed,
+                cache: job::base::cache(),
+                offline,
+                ..data::Request::default()
+            };
             let splits = data::prepare(&request)?;
             let ids = |cases: &[data::Case]| cases.iter().map(|c| c.id.clone()).collect::<Vec<_>>();
             let value = json!({

@@ -102,6 +102,11 @@ impl Item {
         }
     }
 
+    /// SHA-256 of the file that was fetched first, where none is published.
+    pub fn recorded(&self, cache: &Path) -> Option<String> {
+        known_hashes(cache).get(self.name).and_then(|v| v.as_str()).map(String::from)
+    }
+
     fn address(&self) -> Option<String> {
         let url = self.url?;
         Some(match std::env::var("SEGFT_FETCH_BASE_URL") {
@@ -115,8 +120,8 @@ impl Item {
 ///
 /// # Errors
 /// As [`fetch`].
-pub(super) fn polyp(cache: &Path) -> Result<()> {
-    fetch(Item::find("polyp")?, None, cache, Network::Allowed, Replace::Never, &|_, _| ()).map(|_| ())
+pub(super) fn polyp(cache: &Path, progress: &dyn Fn(u64, Option<u64>)) -> Result<()> {
+    fetch(Item::find("polyp")?, None, cache, Network::Allowed, Replace::Never, progress).map(|_| ())
 }
 
 /// Fetches an item and says where it is. What is there already stays, unless it may be replaced; a file that is given
@@ -210,9 +215,8 @@ fn without_network(item: &Item, place: &Path, cause: Error) -> Error {
 /// `--force`: the user then says that the other file is meant.
 fn check_hash(item: &Item, digest: &str, cache: &Path, replace: Replace) -> Result<()> {
     let wrong = |kind: &str, expected: &str| Error::data(format!("{kind} is {digest}, expected {expected}"));
-    let recorded = || known_hashes(cache).get(item.name).and_then(|v| v.as_str()).map(String::from);
     let another = "the file is damaged or another one: fetch it again";
-    match (item.hash, recorded()) {
+    match (item.hash, item.recorded(cache)) {
         (Some(Hash::Sha256(published)), _) if published != digest => Err(wrong("SHA-256", published).hint(another)),
         (Some(Hash::Md5(published)), _) if published != digest => Err(wrong("MD5", published).hint(another)),
         (None, Some(recorded)) if recorded != digest && replace == Replace::Never => Err(wrong("SHA-256", &recorded).hint(

@@ -55,7 +55,7 @@ fn pairs(name: &str, root: &Path) -> Result<Dataset> {
                 None => error.hint("a mask has the name of its picture; any of the endings"),
             });
         };
-        cases.push(Case { id: bare.clone(), image, mask, group: bare, side: None });
+        cases.push(Case { id: bare, image, mask, group: None, side: None });
     }
     if let Some((id, mask)) = references.into_iter().next() {
         return Err(Error::data(format!("no picture for mask `{id}` in `{}`", images.display())).at(mask));
@@ -102,7 +102,7 @@ fn table(name: &str, path: &Path) -> Result<Dataset> {
             })?),
         };
         let id = stem(&image);
-        let group = group.map(field).filter(|g| !g.is_empty()).map(String::from).unwrap_or_else(|| id.clone());
+        let group = group.map(field).filter(|g| !g.is_empty()).map(String::from);
         cases.push(Case { id, image, mask, group, side });
     }
     let root = base.to_path_buf();
@@ -145,14 +145,14 @@ fn described(name: &str, root: &Path) -> Result<Dataset> {
             };
             let (image, mask) = (file("image")?, file("label")?);
             let id = stem(&image);
-            cases.push(Case { group: id.clone(), id, image, mask, side: None });
+            cases.push(Case { id, image, mask, group: None, side: None });
         }
     } else {
         let images = by_stem(&root.join("imagesTr"))?;
         for (id, mask) in by_stem(&root.join("labelsTr"))? {
             let image = images.get(&format!("{id}_0000")).cloned();
             let image = image.ok_or_else(|| Error::data(format!("no `{id}_0000` in imagesTr")).at(&mask))?;
-            cases.push(Case { group: id.clone(), id, image, mask, side: None });
+            cases.push(Case { id, image, mask, group: None, side: None });
         }
     }
     let layout = if decathlon { "Medical Segmentation Decathlon" } else { "nnU-Net raw" }.to_string();

@@ -64,19 +64,17 @@ pub(super) fn find(sides: &[(&str, &[Case])], contents: &Contents) -> Found {
                     }
                 }
             }
-            // A group of one case, named by its id, says nothing about another folder's case of that name.
-            if case.group != case.id {
-                match groups.get(case.group.as_str()) {
-                    Some((other, twin)) if other != side => found.leaks.push(format!(
-                        "`{}` and `{}` belong to one group `{}`, in {other} and {side}",
-                        twin.image.display(),
-                        case.image.display(),
-                        case.group
-                    )),
-                    Some(_) => {}
-                    None => {
-                        groups.insert(&case.group, (side, case));
-                    }
+            // Where no group is given, an id says nothing about another folder's case of that name.
+            let Some(group) = &case.group else { continue };
+            match groups.get(group.as_str()) {
+                Some((other, twin)) if other != side => found.leaks.push(format!(
+                    "`{}` and `{}` belong to one group `{group}`, in {other} and {side}",
+                    twin.image.display(),
+                    case.image.display(),
+                )),
+                Some(_) => {}
+                None => {
+                    groups.insert(group, (side, case));
                 }
             }
         }

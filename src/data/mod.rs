@@ -31,10 +31,17 @@ pub struct Case {
     pub image: PathBuf,
     /// The reference mask or label map.
     pub mask: PathBuf,
-    /// Patient or sequence: never on two sides of a split. The id where nothing is known.
-    pub group: String,
+    /// Patient or sequence, where it is known: never on two sides of a split.
+    pub group: Option<String>,
     /// Side given by the set itself (a CSV's `split` column), if any.
     pub side: Option<Side>,
+}
+
+impl Case {
+    /// Its group; one that nothing is known of is a group by itself, named by its id.
+    pub fn group(&self) -> &str {
+        self.group.as_deref().unwrap_or(&self.id)
+    }
 }
 
 /// Sides of a split.
@@ -208,7 +215,7 @@ pub fn facts(path: &Path) -> Result<serde_json::Value> {
         }
         labels.extend(seen.iter().enumerate().filter(|(_, s)| **s).map(|(v, _)| v));
     }
-    let groups: std::collections::BTreeSet<&String> = cases.iter().map(|c| &c.group).collect();
+    let groups: std::collections::BTreeSet<&str> = cases.iter().map(|c| c.group()).collect();
     Ok(serde_json::json!({
         "kind": "dataset",
         "path": path.display().to_string(),

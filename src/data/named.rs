@@ -100,6 +100,25 @@ pub fn download_of(request: &Request) -> Option<String> {
         .then(|| "fetching Kvasir-SEG (about 46 MiB; licence: research and education only)".to_string())
 }
 
+/// Downloads what [`download_of`] tells of. `progress` is called with (bytes, of).
+///
+/// # Errors
+/// A data error that says what can be done instead.
+pub fn download(request: &Request, progress: &dyn Fn(u64, Option<u64>)) -> Result<()> {
+    super::fetch::polyp(&request.cache, progress).map_err(|cause| not_here(request, &cause))
+}
+
+fn not_here(request: &Request, cause: &Error) -> Error {
+    Error::data(format!(
+        "Kvasir-SEG is not in `{}` and could not be downloaded from {KVASIR_URL}: {cause}",
+        request.cache.join("polyp").display()
+    ))
+    .hint(
+        "download the file elsewhere and run `segft fetch polyp --from FILE`, name its folder with --data DIR, \
+         or start without data: `--dataset phantom`",
+    )
+}
+
 /// Kvasir-SEG from `--data`, else from the cache.
 fn polyp(request: &Request) -> Result<PathBuf> {
     let whole = |folder: &Path| {
@@ -119,17 +138,9 @@ fn polyp(request: &Request) -> Result<PathBuf> {
     if let Some(found) = whole(&folder) {
         return Ok(found);
     }
-    let fetched = if request.offline { Err(Error::data("offline")) } else { super::fetch::polyp(&request.cache) };
-    fetched.and_then(|()| whole(&folder).ok_or_else(|| Error::data("no images/ in what was fetched"))).map_err(
-        |cause| {
-            Error::data(format!(
-                "Kvasir-SEG is not in `{}` and could not be downloaded from {KVASIR_URL}: {cause}",
-                folder.display()
-            ))
-            .hint(
-                "download the file elsewhere and run `segft fetch polyp --from FILE`, name its folder with --data DIR, \
-                 or start without data: `--dataset phantom`",
-            )
-        },
-    )
+    if request.offline {
+        return Err(not_here(request, &Error::data("offline")));
+    }
+    download(request, &|_, _| ())?;
+    whole(&folder).ok_or_else(|| not_here(request, &Error::data("no images/ in what was fetched")))
 }

@@ -123,7 +123,8 @@ fn grouped(mut cases: Vec<Case>, contents: &Contents) -> Vec<Vec<Case>> {
     let mut groups: Vec<Vec<Case>> = Vec::new();
     let mut by_key: BTreeMap<String, usize> = BTreeMap::new();
     for case in cases {
-        let keys = [format!("g{}", case.group), format!("c{}", contents.get(&case.image).cloned().unwrap_or_default())];
+        let keys =
+            [format!("g{}", case.group()), format!("c{}", contents.get(&case.image).cloned().unwrap_or_default())];
         let found: Vec<usize> = keys.iter().filter_map(|k| by_key.get(k).copied()).collect();
         let at = found.first().copied().unwrap_or_else(|| {
             groups.push(Vec::new());

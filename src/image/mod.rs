@@ -54,3 +54,19 @@ pub struct Picture {
     /// `[r, g, b, r, g, b, …]`, row by row from the top.
     pub rgb: Vec<u8>,
 }
+
+impl Picture {
+    /// Left to right, top to bottom, as asked.
+    pub fn mirrored(&self, axes: [bool; 2]) -> Picture {
+        let pixels: Vec<[u8; 3]> = self.rgb.as_chunks().0.to_vec();
+        Picture { rgb: mirrored(&pixels, self.width, axes).concat(), ..*self }
+    }
+}
+
+/// Values of rows of `width`, each mirrored left to right (the first of `axes`), the rows top to bottom (the second).
+pub fn mirrored<T: Copy>(values: &[T], width: usize, axes: [bool; 2]) -> Vec<T> {
+    let height = values.len() / width.max(1);
+    let from = |at: usize, n: usize, mirror: bool| if mirror { n - 1 - at } else { at };
+    let places = (0..height).flat_map(|y| (0..width).map(move |x| (x, y)));
+    places.map(|(x, y)| values[from(y, height, axes[1]) * width + from(x, width, axes[0])]).collect()
+}

@@ -1,7 +1,8 @@
-//! `bench`: seconds and memory of one kind of work, with random weights and a random picture, so that it can be
-//! compared with another program's.
+//! `bench`: seconds and memory of one kind of work on a random picture, so that it can be compared with another
+//! program's. A size without weights (`vit_b`) is drawn at random; a model (`tiny`) is timed as it is used, for what its
+//! numbers are costs time too: attention that is sure of itself multiplies numbers near 0.
 
-use super::forecast;
+use super::{base, forecast};
 use crate::config::Recompute;
 use crate::device::peak_rss_mib;
 use crate::error::{Error, Result, nearest};
@@ -24,7 +25,7 @@ use std::time::Instant;
 /// What is timed.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// A named size.
+    /// A named size, drawn at random, or a model as `--model` of `train`.
     pub model: String,
     /// Side of the square; the model's own by default.
     pub image: Option<usize>,
@@ -44,28 +45,35 @@ pub struct Request {
     pub device: String,
 }
 
+/// Sizes that are timed without weights.
+const SIZES: [&str; 4] = ["vit_t", "vit_b", "vit_l", "vit_h"];
 /// Learning rate of the timed steps: the time does not depend on it.
 const LR: f64 = 2e-4;
 
 /// Times it.
 ///
 /// # Errors
-/// A usage error for an unknown model, size or mode; a device error.
+/// A usage error for an unknown model, size or mode; a weights error of the model's; a device error.
 pub fn run(request: &Request, progress: &Progress) -> Result<Value> {
     let chosen = super::device(&request.device, progress)?;
     let device = &chosen.device;
-    let config = SamConfig::named(&request.model).ok_or_else(|| {
-        Error::usage(format!("no size called `{}`", request.model)).hint("tiny, vit_t, vit_b, vit_l, vit_h")
-    })?;
-    let size = request.image.unwrap_or(config.image_size);
-    if size == 0 || !size.is_multiple_of(config.patch) {
-        return Err(Error::usage(format!("--image {size} is not a multiple of the patch of {} pixels", config.patch)));
+    let base = match SIZES.contains(&request.model.as_str()).then(|| SamConfig::named(&request.model)).flatten() {
+        Some(config) => checkpoint::random(&request.model, config, 0),
+        None => base::load(&request.model)?,
+    };
+    let size = request.image.unwrap_or(base.config.image_size);
+    if size == 0 || !size.is_multiple_of(base.config.patch) {
+        return Err(Error::usage(format!(
+            "--image {size} is not a multiple of the patch of {} pixels",
+            base.config.patch
+        )));
     }
     if request.batch == 0 || request.steps == 0 {
         return Err(Error::usage("--batch and --steps must be at least 1"));
     }
-    let (parameters, _) = checkpoint::counts(&config.specs());
-    let mut sam = checkpoint::random(&request.model, config, 0).into_sam(device);
+    let (parameters, _) = base.counts();
+    let (weights, sha256) = (base.origin.clone(), base.sha256.clone());
+    let mut sam = base.into_sam(device);
     let picture = Picture::random(request.batch, size, device);
     sam.activations = forecast::activations(request.recompute, 0, &chosen);
     let mut trained = 0;
@@ -101,7 +109,7 @@ pub fn run(request: &Request, progress: &Progress) -> Result<Value> {
     Ok(json!({
         "model": request.model, "image": size, "mode": request.mode, "batch": request.batch, "device": chosen.name,
         "dtype": "f32", "threads": rayon::current_num_threads(), "seconds_median": median(&times), "seconds": times,
-        "trained": trained, "parameters": parameters,
+        "trained": trained, "parameters": parameters, "weights": weights, "base_sha256": sha256,
         "recompute": sam.activations == Activations::Recomputed, "peak_rss_mib": peak_rss_mib(),
     }))
 }

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::image::SliceFrame;
 use crate::io::stem;
 use crate::io::{Replace, check_free, nifti, picture as pictures};
-use crate::predict::{Predictor, Preprocessing, Prompts};
+use crate::predict::{Predictor, Preprocessing, Prompts, Views};
 use crate::progress::Progress;
 use crate::run::Run;
 use crate::tune::patch::{Direction, Patch};
@@ -49,6 +49,8 @@ pub struct Request {
     pub points: Vec<String>,
     /// Prompts taken from references instead: the kind, and a file or folder.
     pub taken: Option<(Taken, PathBuf)>,
+    /// How often a picture or slice is looked at.
+    pub views: Views,
     /// `auto`, `cpu`, `cuda`, `cuda:N`.
     pub device: String,
 }
@@ -89,6 +91,7 @@ pub fn run(request: &Request, progress: &Progress) -> Result<(Vec<Done>, Option<
     }
     let device = super::device(&request.device, progress)?;
     let (predictor, threshold, trained_on) = load(request, &device.device, progress)?;
+    let predictor = predictor.with_views(request.views);
     let volumes = jobs.iter().any(|(input, _)| nifti::is_nifti(input));
     if volumes && trained_on == Some(Form::Pictures) {
         progress.warn("this model was trained on pictures and is asked for a volume: check the result by eye");
@@ -170,14 +173,16 @@ fn plan(request: &Request) -> Result<Vec<(PathBuf, PathBuf)>> {
                 }
             };
             for file in files {
-                let to = super::case::result_path(&folder, &stem(&file), form(&file));
-                jobs.push((file, to));
+                if let Some(name) = case_name(input, &file) {
+                    let to = super::case::result_path(&folder, &name, form(&file));
+                    jobs.push((file, to));
+                }
             }
         } else if input.is_file() {
             if !nifti::is_nifti(input) && !pictures::is_picture(input) {
                 return Err(Error::data("neither a NIfTI volume nor a picture by its name")
                     .at(input)
-                    .hint("segft reads .nii, .nii.gz, .hdr/.img, .jpg, .png, .tif, .bmp"));
+                    .hint(readable(input)));
             }
             let to = match &request.out {
                 Some(out) if single && names_file(out) => {
@@ -200,6 +205,8 @@ fn plan(request: &Request) -> Result<Vec<(PathBuf, PathBuf)>> {
             return Err(Error::usage("no such file or folder").at(input));
         }
     }
+    let inputs: BTreeMap<PathBuf, &PathBuf> =
+        jobs.iter().filter_map(|(input, _)| Some((input.canonicalize().ok()?, input))).collect();
     let mut targets = BTreeMap::new();
     for (input, output) in &jobs {
         if let Some(other) = targets.insert(output.clone(), input) {
@@ -211,16 +218,29 @@ fn plan(request: &Request) -> Result<Vec<(PathBuf, PathBuf)>> {
             ))
             .hint("predict them one by one, with --out FILE"));
         }
-        let same = input.canonicalize().ok().zip(output.canonicalize().ok()).is_some_and(|(a, b)| a == b);
-        if same {
-            return Err(Error::usage("the result would replace the input").at(output).hint("choose another --out"));
-        }
-        check_free(output, request.replace)?;
-        if request.probabilities == Probabilities::Written {
-            check_free(&probability_path(output), request.replace)?;
+        let probabilities =
+            (request.probabilities == Probabilities::Written).then(|| probability_path(output)).into_iter();
+        for written in std::iter::once(output.clone()).chain(probabilities) {
+            if let Some(input) = written.canonicalize().ok().and_then(|path| inputs.get(&path)) {
+                return Err(Error::usage(format!("the result would replace the input `{}`", input.display()))
+                    .at(written)
+                    .hint("choose another --out, or leave that input out"));
+            }
+            check_free(&written, request.replace)?;
         }
     }
     Ok(jobs)
+}
+
+/// The name of a folder's case. In the folders of nnU-Net raw, files are `<case>_<channel>`, and channel 0000 is taken.
+fn case_name(folder: &Path, file: &Path) -> Option<String> {
+    let name = stem(file);
+    let raw = folder.file_name().is_some_and(|n| n == "imagesTr" || n == "imagesTs") && nifti::is_nifti(file);
+    let (case, channel) = match name.rsplit_once('_').filter(|_| raw) {
+        Some((case, channel)) if channel.len() == 4 && channel.bytes().all(|b| b.is_ascii_digit()) => (case, channel),
+        _ => return Some(name),
+    };
+    (channel == "0000").then(|| case.to_string())
 }
 
 /// Whether `--out` of one input is meant as a file: it has an ending, and is no folder.
@@ -264,11 +284,36 @@ fn files_of(folder: &Path) -> Result<Vec<PathBuf>> {
         .collect();
     files.sort();
     if files.is_empty() {
-        return Err(Error::usage("no picture and no volume in this folder")
-            .at(folder)
-            .hint("name the folder that holds the files"));
+        return Err(Error::usage("no picture and no volume in this folder").at(folder).hint(match std::fs::read_dir(
+            folder,
+        )
+        .into_iter()
+        .flatten()
+        .flatten()
+        .find(|e| is_dicom(&e.path()))
+        {
+            Some(_) => dicom(folder),
+            None => "name the folder that holds the files".into(),
+        }));
     }
     Ok(files)
+}
+
+/// What to do with a file that segft does not read.
+fn readable(file: &Path) -> String {
+    match is_dicom(file) {
+        true => dicom(file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))),
+        false => "segft reads .nii, .nii.gz, .hdr/.img, .jpg, .png, .tif, .bmp".into(),
+    }
+}
+
+fn is_dicom(file: &Path) -> bool {
+    file.extension().is_some_and(|e| e.eq_ignore_ascii_case("dcm") || e.eq_ignore_ascii_case("ima"))
+}
+
+/// A series makes one volume only with its geometry: that is another program's work.
+fn dicom(folder: &Path) -> String {
+    format!("DICOM is converted first: `dcm2niix -z y -o nifti {}`, then `segft predict nifti`", folder.display())
 }
 
 fn stem_ends(path: &Path, ending: &str) -> bool {

@@ -1,6 +1,5 @@
 //! `pretrain`: makes a model from random weights (or goes on from a checkpoint) by a recipe that says everything.
 
-use super::train::stop_flag;
 use crate::data::{self, Form};
 use crate::device;
 use crate::error::{Error, Result};
@@ -9,6 +8,7 @@ use crate::io::{Replace, write_atomic};
 use crate::model::{Sam, SamConfig, checkpoint};
 use crate::predict::Preprocessing;
 use crate::progress::Progress;
+use crate::signal;
 use crate::train::batch::{self, Sample};
 use crate::train::pretrain::{Means, Options, Pool, Stage, Surroundings};
 use crate::train::state::State;
@@ -17,8 +17,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Steps between two saved states.
 const SAVE_EVERY: usize = 250;
@@ -132,7 +130,8 @@ pub fn run(request: &Request, replace: Replace, progress: &Progress) -> Result<V
     }
     let options = Options { stages, batch: recipe.batch, seed: recipe.seed, save_every: SAVE_EVERY };
     let mut sam = base.into_sam(&device.device);
-    let mut around = Around { folder: &folder, recipe: &recipe, progress, stop: stop_flag()?, last: Means::default() };
+    signal::listen()?;
+    let mut around = Around { folder: &folder, recipe: &recipe, progress, last: Means::default() };
     progress.start("pretraining", options.stages.iter().map(|s| s.steps).sum());
     let outcome = crate::train::pretrain::run(&mut sam, &options, state, &mut around, &device.device);
     progress.end();
@@ -232,7 +231,6 @@ struct Around<'a> {
     folder: &'a Folder,
     recipe: &'a Recipe,
     progress: &'a Progress,
-    stop: Arc<AtomicBool>,
     last: Means,
 }
 
@@ -260,6 +258,6 @@ impl Surroundings for Around<'_> {
     }
 
     fn stopped(&self) -> bool {
-        self.stop.load(Ordering::SeqCst)
+        signal::stopped()
     }
 }

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 /// What is pointed at in which slice. A slice without an entry stays background.
 pub(super) type BySlice = BTreeMap<usize, Prompts>;
 
-/// Prompts as the command line gives them: boxes `x0,y0,x1,y1`, in volumes `i0,j0,k0,i1,j1,k1`; points `x,y[,0|1]`, in
-/// volumes `i,j,k[,0|1]` or `mm:x,y,z[,0|1]`.
+/// Prompts as the command line gives them: boxes `x0,y0,x1,y1`, in volumes `i0,j0,k0,i1,j1,k1` or
+/// `mm:x0,y0,z0,x1,y1,z1`; points `x,y[,0|1]`, in volumes `i,j,k[,0|1]` or `mm:x,y,z[,0|1]`.
 ///
 /// # Errors
 /// A usage error for one that cannot be read or does not lie in the picture.
@@ -51,13 +51,7 @@ pub(super) fn given(boxes: &[String], points: &[String], case: &Input, axis: Axi
         Input::Volume(volume, _) => {
             let frame = SliceFrame::new(&volume.grid, axis);
             for text in boxes {
-                let corners = numbers(text)?;
-                let [a, b]: [[usize; 3]; 2] = match corners.as_slice() {
-                    [i0, j0, k0, i1, j1, k1] => {
-                        [voxel(&volume.grid, [*i0, *j0, *k0], text)?, voxel(&volume.grid, [*i1, *j1, *k1], text)?]
-                    }
-                    _ => return Err(wrong("box", text, "i0,j0,k0,i1,j1,k1 in voxels for a volume")),
-                };
+                let [a, b] = corners(&volume.grid, text)?;
                 let (a, b) = (frame.locate(a[0], a[1], a[2]), frame.locate(b[0], b[1], b[2]));
                 let bounds = [a.1.min(b.1), a.2.min(b.2), a.1.max(b.1), a.2.max(b.2)].map(|v| v as f32);
                 for slice in a.0.min(b.0)..=a.0.max(b.0) {
@@ -182,12 +176,16 @@ fn deepest(mask: &Labels) -> Option<(f32, f32)> {
     (best.1 > 0.0).then(|| ((best.0 % wide - 1) as f32, (best.0 / wide - 1) as f32))
 }
 
-fn voxel(grid: &Grid, at: [f32; 3], text: &str) -> Result<[usize; 3]> {
-    let inside = at.iter().zip(grid.shape).all(|(v, n)| *v >= 0.0 && (*v as usize) < n);
-    if !inside {
-        return Err(Error::usage(format!("--box {text} does not lie in the volume of {:?} voxels", grid.shape)));
+/// Two opposite corners of a box in a volume, in voxels; both lie in the box.
+fn corners(grid: &Grid, text: &str) -> Result<[[usize; 3]; 2]> {
+    let (form, list) = text.strip_prefix("mm:").map_or(("", text), |list| ("mm:", list));
+    let numbers: Vec<&str> = list.split(',').collect();
+    if numbers.len() != 6 {
+        return Err(wrong("box", text, "i0,j0,k0,i1,j1,k1 in voxels, or mm:x0,y0,z0,x1,y1,z1, for a volume"));
     }
-    Ok(at.map(|v| v as usize))
+    let corner =
+        |at: &[&str]| grid.voxel(&format!("{form}{}", at.join(","))).map_err(|e| e.hint(format!("in --box {text}")));
+    Ok([corner(&numbers[..3])?, corner(&numbers[3..])?])
 }
 
 fn numbers(text: &str) -> Result<Vec<f32>> {

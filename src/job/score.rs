@@ -66,7 +66,13 @@ fn of_run(run: &Run, options: &Options) -> Result<Report> {
             let (reference, recorded) = (field("reference_file")?, field("prediction_file")?);
             // The folder may have been moved since: predictions are looked for where the run is now.
             let prediction = run.predictions().join(recorded.file_name().unwrap_or_default());
-            let labels = preprocessing.foreground(read(&reference)?);
+            let found = read(&reference).map_err(|e| match reference.is_relative() && !reference.is_file() {
+                true => {
+                    e.hint("the run was trained with relative paths: score it from the folder where it was trained")
+                }
+                false => e,
+            });
+            let labels = preprocessing.foreground(found?);
             let id = case["case"].as_str().unwrap_or_default();
             let mut score = score::evaluate_labels(id, &labels, &read(&prediction)?, options)?;
             score.reference_file = Some(reference.display().to_string());

@@ -13,6 +13,7 @@ use crate::model::sam::Activations;
 use crate::model::{Sam, SamConfig};
 use crate::predict::{Preprocessing, prompt_free_logits};
 use crate::progress::Progress;
+use crate::signal;
 use crate::train::batch::{self, Augment, Sample};
 use crate::train::contrast::Contrast;
 use crate::train::loss::loss;
@@ -51,6 +52,10 @@ pub fn prepare(config: &Config, progress: &Progress) -> Result<Splits> {
     let request = request(config);
     if let Some(what) = data::named::download_of(&request) {
         progress.line(what);
+        progress.start("fetching", 0);
+        let fetched = data::named::download(&request, &|done, of| progress.of(done as usize, of.unwrap_or(0) as usize));
+        progress.end();
+        fetched?;
     }
     data::prepare(&request)
 }
@@ -314,7 +319,7 @@ pub fn stability(config: &Config, halves: usize, progress: &Progress) -> Result<
 fn half_of(n: usize, seed: u64, half: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
     // A stream of its own, apart from those of order, augmentation, scores and pretraining.
-    order.shuffle(&mut batch::generator(seed, (3 << 61) + half as u64));
+    order.shuffle(&mut batch::generator(seed, (11 << 60) + half as u64));
     order.truncate(n / 2);
     order.sort_unstable();
     order
@@ -380,6 +385,7 @@ pub fn select(
         };
         done += 1;
         progress.at(done, "");
+        signal::check()?;
         Ok(loss)
     });
     progress.end();

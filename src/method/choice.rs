@@ -97,6 +97,37 @@ impl Budget {
             Budget::Count(count) => upto(piece.before + piece.rows * piece.fan_in, count) - upto(piece.before, count),
         }
     }
+
+    /// Whether it can be had from these weights: known from their shapes, before any gradient is.
+    ///
+    /// # Errors
+    /// A usage error when it is nothing or more than there is.
+    pub fn check(self, specs: &[WeightSpec]) -> Result<()> {
+        let (pieces, total) = pieces(specs);
+        match self {
+            Budget::Count(count) if count > total => {
+                Err(Error::usage(format!("--budget {count}: there are {total} weights to choose from")))
+            }
+            _ if total > 0 && pieces.iter().all(|piece| self.share(piece, total) == 0) => {
+                Err(Error::usage(format!("of {total} weights to choose from the budget leaves none"))
+                    .hint("raise --ratio"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The matrices that are chosen from, one behind the other, and the number of their entries.
+fn pieces(specs: &[WeightSpec]) -> (Vec<Piece>, usize) {
+    let mut total = 0;
+    let piece = |spec: &WeightSpec| {
+        let (rows, fan_in) = spec.matrix();
+        let before = total;
+        total += spec.len();
+        Piece { before, rows, fan_in }
+    };
+    let pieces = specs.iter().filter(|spec| selectable(spec)).map(piece).collect();
+    (pieces, total)
 }
 
 /// The entries that a rule takes.
@@ -104,20 +135,10 @@ impl Budget {
 /// # Errors
 /// A job error when a gradient is not a number; a usage error when the budget is nothing or more than there is.
 pub(super) fn choose(specs: &[WeightSpec], evidence: &Evidence<'_>, rule: Rule, budget: Budget) -> Result<Chosen> {
+    budget.check(specs)?;
     let damping = evidence.damping();
     let all: Vec<&WeightSpec> = specs.iter().filter(|spec| selectable(spec)).collect();
-    let mut total = 0;
-    let mut pieces = Vec::new();
-    for spec in &all {
-        let (rows, fan_in) = spec.matrix();
-        pieces.push(Piece { before: total, rows, fan_in });
-        total += spec.len();
-    }
-    if let Budget::Count(count) = budget
-        && count > total
-    {
-        return Err(Error::usage(format!("--budget {count}: there are {total} weights to choose from")));
-    }
+    let (pieces, total) = pieces(specs);
     let share = |piece: &Piece| budget.share(piece, total);
     let wanted: usize = pieces.iter().map(share).sum();
     let mut chosen = Chosen::new();
@@ -141,12 +162,7 @@ pub(super) fn choose(specs: &[WeightSpec], evidence: &Evidence<'_>, rule: Rule, 
     }
     chosen.values_mut().for_each(|indices| indices.sort_unstable());
     chosen.retain(|_, indices| !indices.is_empty());
-    match chosen.is_empty() && total > 0 {
-        true => {
-            Err(Error::usage(format!("of {total} weights to choose from the budget leaves none")).hint("raise --ratio"))
-        }
-        false => Ok(chosen),
-    }
+    Ok(chosen)
 }
 
 /// Sorted flat indices of the best of every row; `count` says how many a row has.

@@ -27,7 +27,7 @@ mod ssf;
 mod vpt;
 
 use crate::error::{Error, Result, nearest};
-use crate::model::{Kind, Part, WeightSpec};
+use crate::model::{Kind, Part, SamConfig, WeightSpec};
 pub use added::Added;
 pub use choice::{Budget, Group, OtherScores, Rule};
 pub use score::{Evidence, GradientTable, Score, SelectionLoss, Sum};
@@ -267,6 +267,13 @@ pub fn fixed_biases(method: &dyn Tuning) -> Option<Change> {
     let spec = WeightSpec { name, kind: Kind::Bias, part: Part::ImageEncoder, shape: vec![1], prompt_free: true };
     let change = |biases| method.encoder(&spec, &Settings { biases, ..Settings::default() });
     Some(change(Train::Yes)).filter(|always| *always == change(Train::No))
+}
+
+/// Whether anything trains under these settings: in every size the same kinds of weights do.
+pub fn trains(method: &dyn Tuning, settings: &Settings) -> bool {
+    let specs = SamConfig::tiny().specs();
+    let plan = plan(method, &specs, None, &Settings { rank: None, ..settings.clone() });
+    method.rule().is_some() || counts(&specs, &plan).trained > 0
 }
 
 /// How a method chooses entries under these settings.

@@ -90,9 +90,9 @@ pub trait Surroundings {
     /// A job error when it cannot be written.
     fn save(&mut self, state: &State) -> Result<()>;
 
-    /// What a method adds to the gradient of one weight's chosen entries at a step.
-    fn penalty(&mut self, sam: &Sam, step: usize) -> Option<(String, Vec<f32>)> {
-        let _ = (sam, step);
+    /// What a method adds to the gradient of one weight's chosen entries at a step; `kept` are those that train on.
+    fn penalty(&mut self, sam: &Sam, step: usize, kept: Option<&Trained>) -> Option<(String, Vec<f32>)> {
+        let _ = (sam, step, kept);
         None
     }
 
@@ -195,7 +195,7 @@ pub fn run(
                         .hint("lower --lr, or look for broken pictures with `segft data check`"));
                 }
                 let mut gradients = loss.backward();
-                let penalty = around.penalty(sam, step);
+                let penalty = around.penalty(sam, step, state.kept.as_ref());
                 let tensor = |v: &Vec<f32>| Tensor::<1>::from_floats(v.as_slice(), device);
                 let kept = |name: &str| state.kept.as_ref().and_then(|kept| kept.get(name)).map(tensor);
                 let adjust = |name: &str, gradient: Tensor<1>| {
@@ -219,8 +219,7 @@ pub fn run(
                     around.save(&state)?;
                 }
                 if stop {
-                    return Err(Error::new(Kind::Interrupted, "stopped, the state is saved")
-                        .hint("go on with `segft train --resume`"));
+                    return Err(Error::new(Kind::Interrupted, "stopped, the state is saved"));
                 }
                 if options.minutes.is_some_and(|m| state.seconds >= 60.0 * m) {
                     break;

@@ -6,6 +6,7 @@
 //! change of k entries a neuron, n is k (and more than 1 is seen where their inputs are larger than others). Learning rates are safe under the larger of the change's α, `--lr-scaling full`
 //! assumes 1 and `noalign` ½.
 
+use super::adafactor::size;
 use super::course::Terms;
 use super::scaling::Layer;
 use crate::model::kernel::inputs::inputs;
@@ -77,11 +78,6 @@ fn alignment(matrix: Vec<f32>, rows: usize, z: &Tensor<2>, n: f64, [part, of_row
     let product = size(&to_vec(z.clone().matmul(matrix.transpose()))) / part.sqrt();
     let ratio = product / (own * size(&to_vec(z.clone())));
     (n > 1.0 && ratio.is_finite() && ratio > 0.0).then(|| ratio.ln() / n.ln())
-}
-
-/// The root of the mean of squares.
-fn size(values: &[f32]) -> f64 {
-    (values.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>() / values.len().max(1) as f64).sqrt()
 }
 
 /// Head of the table that [`line`] fills.

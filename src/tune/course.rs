@@ -36,10 +36,15 @@ impl<'a> Course<'a> {
         Course { method, plan, start, seed }
     }
 
-    /// What is added to the gradient of chosen entries at a step, drawn from the seed and the step alone.
-    pub fn penalty(&self, sam: &Sam, step: usize) -> Option<(String, Vec<f32>)> {
+    /// What is added to the gradient of chosen entries at a step, drawn from the seed and the step alone. After a turn the
+    /// term is of the entries that are kept, and 0 for the others.
+    pub fn penalty(&self, sam: &Sam, step: usize, kept: Option<&Terms>) -> Option<(String, Vec<f32>)> {
         let penalty = self.method.penalty().filter(|penalty| step.is_multiple_of(penalty.every))?;
-        let matrix = |name: &&String| sam.weights.get(name).is_some_and(|w| w.spec.kind == Kind::Linear);
+        let kept = |name: &str| kept.and_then(|kept| kept.get(name));
+        let matrix = |name: &&String| {
+            let trains = kept(name).is_none_or(|kept| kept.iter().any(|k| *k > 0.0));
+            trains && sam.weights.get(name).is_some_and(|w| w.spec.kind == Kind::Linear)
+        };
         let names: Vec<&String> = self.chosen().map(|(name, _)| name).filter(matrix).collect();
         if names.is_empty() {
             return None;
@@ -48,7 +53,16 @@ impl<'a> Course<'a> {
         // A stream of its own, as those of selection, order and augmentation are.
         rng.set_stream((5 << 61) + step as u64);
         let name = names[rng.random_range(0..names.len())];
-        Some((name.clone(), (penalty.gradient)(&self.entries(sam, name)?)))
+        let entries = self.entries(sam, name)?;
+        let Some(kept) = kept(name) else { return Some((name.clone(), (penalty.gradient)(&entries))) };
+        let on: Vec<usize> = (0..kept.len()).filter(|i| kept[*i] > 0.0).collect();
+        let indices: Vec<u32> = on.iter().map(|i| entries.indices[*i]).collect();
+        let start: Vec<f32> = on.iter().map(|i| entries.start[*i]).collect();
+        let now = on.iter().map(|i| entries.now[*i]).collect();
+        let slope = (penalty.gradient)(&Entries { indices: &indices, start: &start, now, ..entries });
+        let mut term = vec![0.0; kept.len()];
+        on.into_iter().zip(slope).for_each(|(i, slope)| term[i] = slope);
+        Some((name.clone(), term))
     }
 
     /// What changes half-way; `None` when the method asks for no change. `losses` are those of the training cases, one by

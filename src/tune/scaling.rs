@@ -162,11 +162,18 @@ impl Layer {
         match spec.kind {
             Kind::Bias | Kind::Norm | Kind::Position | Kind::Embedding | Kind::Buffer => Layer::Embedding,
             Kind::Conv if spec.shape.get(1).is_some_and(|channels| *channels <= PIXELS) => Layer::Embedding,
+            // A fixed number of pixels, as in the first convolution.
+            Kind::Linear if pixels(spec) => Layer::Embedding,
             // The head that says how good each mask is; a mask itself is the product of two hidden layers.
             Kind::Linear if spec.part == Part::MaskDecoder && spec.matrix().0 <= MASK_TOKENS => Layer::Readout,
             Kind::Linear | Kind::Conv | Kind::ConvTranspose => Layer::Hidden,
         }
     }
+}
+
+/// Whether it is the added layer that sees the picture's pixels.
+fn pixels(spec: &WeightSpec) -> bool {
+    matches!(Addition::of(&spec.name), Some((Addition::Generator, _))) && spec.name.ends_with("high.weight")
 }
 
 /// The number of inputs of an added layer that leads out of a bottleneck.
@@ -181,7 +188,7 @@ pub fn width(spec: &WeightSpec) -> usize {
     let side = |axis: usize| spec.shape.get(axis).copied().unwrap_or(1);
     match (Layer::of(spec), spec.kind) {
         _ if bottleneck(spec).is_some() => side(0),
-        (Layer::Embedding, Kind::Conv | Kind::Bias | Kind::Norm) => side(0),
+        (Layer::Embedding, Kind::Conv | Kind::Bias | Kind::Norm | Kind::Linear) => side(0),
         (Layer::Embedding, _) => spec.shape.last().copied().unwrap_or(1),
         // Kernel and stride are the same: each output sees each input once.
         (_, Kind::ConvTranspose) => side(0),
@@ -243,12 +250,14 @@ impl TryFrom<serde_json::Value> for Epsilon {
     fn try_from(value: serde_json::Value) -> Result<Epsilon> {
         let number = value.as_f64().or_else(|| value.as_str()?.parse().ok());
         match (number, value.as_str()) {
-            (Some(epsilon), _) if epsilon >= 0.0 && epsilon.is_finite() => Ok(Epsilon::Same(epsilon)),
+            // Not 0 as the f32 it is used as: a gradient that is 0 would be divided by it.
+            (Some(epsilon), _) if epsilon as f32 > 0.0 && epsilon.is_finite() => Ok(Epsilon::Same(epsilon)),
             (None, Some(PER_LAYER)) => Ok(Epsilon::PerLayer),
             (None, Some(word)) if nearest(word, [PER_LAYER]).is_some() => {
                 Err(Error::usage(format!("did you mean `{PER_LAYER}`?")))
             }
-            _ => Err(Error::usage(format!("expected a number from 0 on, or `{PER_LAYER}`"))),
+            _ => Err(Error::usage(format!("expected a number above 0, or `{PER_LAYER}`"))
+                .hint("without any: --optimizer adam-atan2")),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Reader, Values, write};
-use crate::method::{Budget, Chosen, Group, Score, SelectionLoss};
+use crate::method::{Budget, Chosen, Group, Score, SelectionLoss, selectable};
 use crate::model::WeightSpec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -144,12 +144,18 @@ impl Selection {
     /// # Errors
     /// A weights error naming the weight or the base that does not fit.
     pub fn check(&self, specs: &[WeightSpec], base_sha256: &str) -> Result<()> {
-        let known: BTreeMap<&str, usize> = specs.iter().map(|s| (s.name.as_str(), s.len())).collect();
+        let known: BTreeMap<&str, &WeightSpec> = specs.iter().map(|s| (s.name.as_str(), s)).collect();
         for (name, indices) in &self.chosen {
-            let Some(len) = known.get(name.as_str()) else {
+            let Some(spec) = known.get(name.as_str()) else {
                 return Err(Error::weights(format!("the selection names `{name}`, which this model does not have")));
             };
-            if let Some(index) = indices.iter().find(|i| **i as usize >= *len) {
+            if !selectable(spec) {
+                return Err(Error::weights(format!(
+                    "the selection names `{name}`, whose entries do not train one by one: those of the encoder's matrices do"
+                )));
+            }
+            let len = spec.len();
+            if let Some(index) = indices.iter().find(|i| **i as usize >= len) {
                 return Err(Error::weights(format!("index {index} of `{name}` lies beyond its {len} values")));
             }
         }

@@ -5,7 +5,7 @@ use clap::Args;
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct Bench {
-    /// tiny, vit_t, vit_b, vit_l or vit_h
+    /// vit_t, vit_b, vit_l or vit_h with random weights, or a model as of `train`
     #[arg(long, default_value = "tiny")]
     model: String,
     /// Side of the square; the model's own by default

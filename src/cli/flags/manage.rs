@@ -63,8 +63,11 @@ pub(in crate::cli) enum DataCommand {
         #[arg(long)]
         out: PathBuf,
         /// Seed of the split
-        #[arg(long, default_value_t = 0)]
+        #[arg(long, default_value_t = 0, env = "SEGFT_SEED", hide_env_values = true)]
         seed: u64,
+        /// Never use the network
+        #[arg(long, env = "SEGFT_OFFLINE", hide_env_values = true)]
+        offline: bool,
     },
     /// The sets that segft knows by name
     List,

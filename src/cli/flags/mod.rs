@@ -115,7 +115,7 @@ pub(in crate::cli) enum Command {
     Data(DataCommand),
     /// Make the embedded model again, or another one, by a recipe (advanced)
     Pretrain(Pretrain),
-    /// Seconds and memory of one kind of work, with random weights
+    /// Seconds and memory of one kind of work
     Bench(Bench),
     /// Devices, weights, data sets, runs, cache and versions
     Doctor,

@@ -3,6 +3,7 @@
 use crate::io::Replace;
 use crate::job::predict::{Probabilities, Request, Weights};
 use crate::job::prompt::Taken;
+use crate::predict::Views;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -26,7 +27,10 @@ pub(in crate::cli) struct Predict {
     /// Write probability maps too
     #[arg(long)]
     prob: bool,
-    /// x0,y0,x1,y1 in pixels; i0,j0,k0,i1,j1,k1 in voxels
+    /// Look at every picture or slice mirrored too, and take the mean of four: four times the work
+    #[arg(long)]
+    tta: bool,
+    /// x0,y0,x1,y1 in pixels; i0,j0,k0,i1,j1,k1 in voxels, or mm:x0,y0,z0,x1,y1,z1 in RAS
     #[arg(long = "box", value_name = "BOX", allow_hyphen_values = true)]
     boxes: Vec<String>,
     /// x,y[,0|1] in pixels; i,j,k[,0|1] in voxels, or mm:x,y,z in RAS (repeatable)
@@ -64,6 +68,7 @@ impl Predict {
             probabilities: if self.prob { Probabilities::Written } else { Probabilities::Skipped },
             boxes: self.boxes.clone(),
             points: self.points.clone(),
+            views: if self.tta { Views::Mirrored } else { Views::One },
             taken: self.prompt.zip(self.reference.clone()),
             device: self.device.clone(),
         }

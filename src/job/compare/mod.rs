@@ -28,6 +28,7 @@ use crate::model::checkpoint::hex;
 use crate::progress::Progress;
 use crate::run::Run;
 use crate::score::report::CaseMetrics;
+use crate::signal;
 use crate::tune::selection::Selection;
 use cell::{Cell, Setup, Trial};
 use row::Row;
@@ -38,8 +39,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 pub use table::{Table, read};
 
 /// Steps of a training where none are given.
@@ -279,7 +278,7 @@ struct Chosen {
 /// What a training answers; a usage error when a file was made with other settings; [`Kind::Interrupted`] when the user
 /// asked to stop: all that is done is kept, and the same call goes on.
 pub fn fill(request: &Request, replace: Replace, progress: &Progress) -> Result<()> {
-    let stop = train::stop_flag()?;
+    signal::listen()?;
     let mut bases = BTreeMap::new();
     for row in &request.rows {
         let config = row.config(&request.config)?;
@@ -287,7 +286,7 @@ pub fn fill(request: &Request, replace: Replace, progress: &Progress) -> Result<
         select::preprocessing(&config, &base.config)?;
         bases.insert(row.name.clone(), base.sha256);
     }
-    let work = Work { request, bases, replace, progress, stop };
+    let work = Work { request, bases, replace, progress };
     let sides = request.sizes.iter().map(|size| work.sides(*size)).collect::<Result<Vec<_>>>()?;
     let tuned = request.tuned_at.map(|size| work.sides(size)).transpose()?;
     sides.iter().try_for_each(|sides| work.check(sides, tuned.as_ref().unwrap_or(sides)))?;
@@ -310,7 +309,6 @@ struct Work<'a> {
     bases: BTreeMap<String, String>,
     replace: Replace,
     progress: &'a Progress,
-    stop: Arc<AtomicBool>,
 }
 
 impl Work<'_> {
@@ -483,7 +481,7 @@ impl Work<'_> {
     fn train(&self, row: &Row, setup: &Setup, sides: &Sides, judge: Judge, folder: &Path) -> Result<Metrics> {
         const GO_ON: &str = "the same command goes on from here";
         // A signal that comes between two trainings is seen by nobody else.
-        if self.stop.load(Ordering::SeqCst) {
+        if signal::stopped() {
             return Err(Error::new(Kind::Interrupted, "stopped, what is done is kept").hint(GO_ON));
         }
         let shared = self.shared_selection(row, setup, sides)?;

@@ -9,14 +9,14 @@ use crate::model::Sam;
 use crate::model::sam::Cache;
 use crate::run::Run;
 use crate::score::Report;
+use crate::signal;
 use crate::train::batch::{self, Augment, Sample};
 use crate::train::{Epoch, Options, State, Surroundings, Validation};
 use crate::tune::alignment::{Alignment, HEAD};
-use crate::tune::course::{Course, Turn};
+use crate::tune::course::{Course, Terms, Turn};
 use burn::tensor::Tensor;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// Forecasts the time of a training loop from one of its first steps.
@@ -61,7 +61,6 @@ pub(super) struct Around<'a> {
     pub(super) clock: Clock<'a>,
     pub(super) validation: &'a Validated<'a>,
     pub(super) course: Course<'a>,
-    pub(super) stop: Arc<AtomicBool>,
     pub(super) best: Option<f64>,
     pub(super) samples: &'a [Sample],
     /// Measured with the last validation, and not written yet.
@@ -92,12 +91,13 @@ impl Surroundings for Around<'_> {
         if let Some(row) = state.history.last().filter(|_| !self.aligned.is_empty()) {
             write_alignment(&self.job.run, row, &std::mem::take(&mut self.aligned))?;
         }
-        state.save(&path)?;
-        write_history(&self.job.run, &state.history)
+        // First: a run that is ended between the two writes it again as it goes on.
+        write_history(&self.job.run, &state.history)?;
+        state.save(&path)
     }
 
-    fn penalty(&mut self, sam: &Sam, step: usize) -> Option<(String, Vec<f32>)> {
-        self.course.penalty(sam, step)
+    fn penalty(&mut self, sam: &Sam, step: usize, kept: Option<&Terms>) -> Option<(String, Vec<f32>)> {
+        self.course.penalty(sam, step, kept)
     }
 
     fn half_way(&mut self, sam: &Sam, losses: &mut dyn Iterator<Item = Tensor<1>>) -> Option<Turn> {
@@ -117,7 +117,7 @@ impl Surroundings for Around<'_> {
     }
 
     fn stopped(&self) -> bool {
-        self.stop.load(Ordering::SeqCst)
+        signal::stopped()
     }
 
     fn stepped(&mut self, step: usize, _: usize, loss: f64) {
@@ -135,6 +135,9 @@ impl Surroundings for Around<'_> {
         self.clock.stepped = Instant::now();
         if best {
             self.best = Some(row.validation.mdice);
+        }
+        if row.epoch == 1 && row.validation.mdice == 0.0 {
+            self.job.progress.warn("no validation case overlaps its reference yet: if this lasts, look at the masks (`segft data check`), --window and --lr");
         }
         self.job.progress.line(format!(
             "epoch {:3}    loss {:.4}  validation mDice {:.4}  mIoU {:.4}  {:.0} s ({waited:.1} s waiting for data){}",

@@ -13,13 +13,14 @@ use crate::device::{self, available_memory, peak_rss_mib};
 use crate::error::{Error, Kind, Result};
 use crate::io::{Replace, write_atomic};
 use crate::method::{self, Counts};
-use crate::model::Sam;
 use crate::model::checkpoint::{self, Checkpoint};
 use crate::model::sam::{Activations, Cache};
+use crate::model::{Sam, SamConfig};
 use crate::predict::{Predictor, Preprocessing};
 use crate::progress::Progress;
 use crate::run::Run;
 use crate::score::{self, Report};
+use crate::signal;
 use crate::train::batch::Augment;
 use crate::train::{Options, State, batch};
 use crate::tune::course::{Course, Terms};
@@ -33,7 +34,6 @@ use networks::{Candidate, Training};
 pub(super) use reference::{Reference, Validated};
 use serde_json::json;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Steps between two saved states.
 const SAVE_EVERY: usize = 50;
@@ -84,6 +84,7 @@ fn tell_latest(run: &Run, progress: &Progress) {
 }
 
 fn begin(config: Config, splits: Splits, judge: Judge, replace: Replace, progress: &Progress) -> Result<Outcome> {
+    signal::listen()?;
     // Everything that can be refused is refused before a folder is made.
     let device = device::choose(&config.device)?;
     let base = base::load(&config.model)?;
@@ -92,9 +93,9 @@ fn begin(config: Config, splits: Splits, judge: Judge, replace: Replace, progres
     let lock = run.lock()?;
     let text = config.to_toml()?;
     write_atomic(&run.config(), |to| to.write_all(text.as_bytes()))?;
-    let outcome = Job { config, run, splits, device, judge, progress }.go(base, ready, State::default());
+    let outcome = Job { config, run: run.clone(), splits, device, judge, progress }.go(base, ready, State::default());
     drop(lock);
-    outcome
+    outcome.map_err(|e| resumable(e, &run))
 }
 
 /// What a training reads before its folder is made: a refusal leaves nothing behind.
@@ -129,18 +130,53 @@ impl Ready {
                 config = config
                     .with_selection(selection.budget, selection.score, selection.group, selection.loss)
                     .map_err(|e| e.at(&path))?;
+                check_cases(&selection, splits, config.allow_leak, progress).map_err(|e| e.at(&path))?;
                 Some(selection)
             }
             None => None,
         };
         let form = splits.dataset.form;
         let config = select::settled(config, form)?;
+        check_size(&config, &base.config)?;
         let samples = batch::load(&splits.train, form, &preprocessing)?;
         select::check_foreground(&samples, splits, &preprocessing, progress)?;
         select::check_contrast(&config, &samples, splits)?;
         let validation = Reference::read(&splits.validation, form, &preprocessing)?;
+        if validation.iter().all(|case| case.reference.voxels.iter().all(|v| *v == 0)) {
+            progress.warn("no validation case has foreground: the first epoch and threshold ½ are as good as any");
+        }
+        signal::check()?;
         Ok((config, Ready { preprocessing, samples, validation, given }))
     }
+}
+
+/// Whether what is asked for fits the network: known before anything is read.
+fn check_size(config: &Config, network: &SamConfig) -> Result<()> {
+    if method::find(&config.method)?.rule().is_some() {
+        config.settings().budget.check(&network.specs())?;
+    }
+    // More than a layer has inputs is no low rank, and more prompts than patches no prompting.
+    let most = network.embed.max((network.image_size / network.patch).pow(2));
+    match config.rank.filter(|rank| *rank > most) {
+        None => Ok(()),
+        Some(rank) => Err(Error::usage(format!("--rank {rank} is too large for this network: at most {most}"))),
+    }
+}
+
+/// A selection that has seen cases which choose or judge is a leak, as a training that has.
+fn check_cases(selection: &Selection, splits: &Splits, allow_leak: bool, progress: &Progress) -> Result<()> {
+    let held_out = splits.validation.iter().chain(&splits.test).map(|case| &case.id);
+    let trained = |id: &String| splits.train.iter().any(|case| case.id == *id);
+    let seen: Vec<&String> = held_out.filter(|id| selection.cases.contains(id) && !trained(id)).collect();
+    let Some(first) = seen.first() else { return Ok(()) };
+    let message =
+        format!("the selection has seen {} of this run's validation and test cases, as `{first}`", seen.len());
+    if allow_leak {
+        progress.warn(message);
+        return Ok(());
+    }
+    Err(Error::data(format!("leak: {message}"))
+        .hint("select with the same --seed and --sizes; --allow-leak trains all the same, and the scores mean little"))
 }
 
 /// Goes on where a run was stopped: with the configuration it was started with.
@@ -149,6 +185,8 @@ impl Ready {
 /// As [`start`]; a data error when cases changed since, a usage error when the run is complete.
 pub fn resume(run: Run, progress: &Progress) -> Result<Outcome> {
     if run.is_completed() {
+        // Perhaps it was ended just before this.
+        tell_latest(&run, progress);
         return Err(Error::usage("the run is complete: nothing to resume").at(run.folder));
     }
     let config = Config::load(&run.config())?;
@@ -159,6 +197,7 @@ pub fn resume(run: Run, progress: &Progress) -> Result<Outcome> {
 }
 
 fn go_on(run: Run, config: Config, splits: Splits, judge: Judge, progress: &Progress) -> Result<Outcome> {
+    signal::listen()?;
     let lock = run.lock()?;
     let device = device::choose(&config.device)?;
     let base = base::load(&config.model)?;
@@ -168,9 +207,17 @@ fn go_on(run: Run, config: Config, splits: Splits, judge: Judge, progress: &Prog
     let (config, ready) = Ready::read(Config { selection: given, ..config }, &splits, &base, progress)?;
     let state = saved(&run, 0)?;
     progress.line(format!("resuming {} after {} epochs", run.folder.display(), state.epoch));
-    let outcome = Job { config, run, splits, device, judge, progress }.go(base, ready, state);
+    let outcome = Job { config, run: run.clone(), splits, device, judge, progress }.go(base, ready, state);
     drop(lock);
-    outcome
+    outcome.map_err(|e| resumable(e, &run))
+}
+
+/// What was interrupted once its folder was there goes on from there.
+fn resumable(error: Error, run: &Run) -> Error {
+    match error.kind {
+        Kind::Interrupted => error.at(&run.folder).hint("go on with `segft train --resume`"),
+        _ => error,
+    }
 }
 
 /// Where one of several networks of a run was stopped, or the start.
@@ -390,18 +437,13 @@ impl Job<'_> {
         }
         let course = Course::new(method, &plan, old, self.config.seed);
         let clock = Clock::start(validation.seconds(&sam, &self.device)?, samples.len(), options, validation);
-        let (stop, best) = (stop_flag()?, state.best_mdice());
-        let aligned = Vec::new();
-        let mut around = Around { job: self, network, validation, course, stop, best, clock, samples, aligned };
-        around.stop.store(false, Ordering::SeqCst);
+        let (best, aligned) = (state.best_mdice(), Vec::new());
+        let mut around = Around { job: self, network, validation, course, best, clock, samples, aligned };
         let in_epochs = samples.len().div_ceil(options.batch).saturating_mul(options.epochs);
         self.progress.start("training", options.steps.unwrap_or(in_epochs));
         let state = crate::train::run(&mut sam, samples, options, state, &mut around, device);
         self.progress.end();
-        let state = state.map_err(|e| match e.kind {
-            Kind::Interrupted => e.at(&self.run.folder),
-            _ => e,
-        })?;
+        let state = state?;
         if let Some(best) = state.best.as_ref().map(|(epoch, _)| *epoch) {
             let mdice = state.best_mdice().unwrap_or(0.0);
             self.progress.line(format!("best epoch   {best}, validation mDice {mdice:.4}"));
@@ -421,6 +463,7 @@ impl Job<'_> {
         let candidates: Vec<f32> = (3..=17).map(|i| i as f32 * 0.05).collect();
         let mut dice: Vec<Vec<f64>> = vec![Vec::new(); candidates.len()];
         for case in validation.cases {
+            signal::check()?;
             let probabilities = case.input.probabilities(&predictor, prompt_free, |_, _| ())?;
             for (candidate, dice) in candidates.iter().zip(&mut dice) {
                 let prediction = case.input.labels(&probabilities, *candidate);
@@ -484,6 +527,7 @@ impl Job<'_> {
         };
         self.progress.start("testing", cases.len());
         for (done, case) in cases.iter().enumerate() {
+            signal::check()?;
             let case = Reference::of(case, form, preprocessing)?;
             let probabilities = case.input.probabilities(&predictor, prompt_free, |_, _| ())?;
             let labels = case.input.labels(&probabilities, threshold);
@@ -540,6 +584,14 @@ impl Job<'_> {
         Ok(metrics)
     }
 
+    /// Ids of the cases that the run's selection has looked at, or will.
+    fn selection_cases(&self) -> Result<Vec<String>> {
+        match self.run.selection() {
+            made if made.is_file() => Ok(Selection::load(&made)?.cases),
+            _ => Ok(select::cases(&self.config, &self.splits)),
+        }
+    }
+
     /// What a reader needs to know where the numbers come from. Case ids only: nothing of a patient's header.
     /// `networks` is what is said of each of several.
     fn record(
@@ -561,7 +613,7 @@ impl Job<'_> {
             "spacing_mm": spacing_mm,
             "split_rule": splits.rule,
             "splits": {"train": ids(&splits.train), "validation": ids(&splits.validation), "test": ids(&splits.test)},
-            "selection_cases": select::cases(&self.config, splits),
+            "selection_cases": self.selection_cases()?,
             "seconds": state.map(|s| s.seconds),
         });
         if !networks.is_empty() {
@@ -587,7 +639,8 @@ pub(super) fn options(config: &Config, method: &dyn method::Tuning) -> Options {
         },
         seed: config.seed,
         augment: config.augment(),
-        patience: if limited { usize::MAX } else { config.patience },
+        // What changes half-way must come there.
+        patience: if limited || method.half_way().is_some() { usize::MAX } else { config.patience },
         minutes: config.minutes,
         steps: config.steps,
         save_every: SAVE_EVERY,
@@ -630,16 +683,4 @@ fn check_record(run: &Run, splits: &Splits, base_sha256: &str) -> Result<()> {
         return Err(Error::weights("the base model is not the one the run was started with").at(&run.folder));
     }
     Ok(())
-}
-
-/// Set by the first SIGINT or SIGTERM; a second one ends the program at once.
-pub(super) fn stop_flag() -> Result<Arc<AtomicBool>> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
-            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
-            .map_err(|e| Error::job(format!("cannot listen for signals: {e}")))?;
-    }
-    Ok(stop)
 }
