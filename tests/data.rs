@@ -95,6 +95,16 @@ fn a_group_named_like_a_picture_is_a_group() {
     let file = table(["a000,train", "b,train", "c,val", "a000,test", "e,test", "f,test"]);
     let error = refused(&request(&file));
     assert!(error.message.contains("one group `a000`") && error.message.contains("a003"), "{error}");
+    // A picture that nothing is known of is not of the group that has its name.
+    prepare(&request(&table([",train", "b,train", "c,val", "a000,test", "e,test", "f,test"]))).unwrap();
+    let header = std::fs::read_to_string(&file).unwrap().replace("group", "gruop");
+    std::fs::write(&file, header).unwrap();
+    let error = refused(&request(&file));
+    assert!(
+        error.message.contains("`gruop`") && error.hint.unwrap().contains("did you mean `group`?"),
+        "{}",
+        error.message
+    );
     prepare(&request(&table([",train", "b,train", "c,val", "d,test", "e,test", "f,test"]))).unwrap();
 }
 
@@ -109,8 +119,8 @@ fn equal_pictures_and_groups_stay_together() {
     for seed in 0..20 {
         let splits = prepare(&Request { seed, ..request(folder.path()) }).unwrap();
         for side in [&splits.train, &splits.validation, &splits.test] {
-            let groups: BTreeSet<&str> = side.iter().map(|c| c.group()).collect();
-            let whole = splits.dataset.cases.iter().filter(|c| groups.contains(c.group())).count();
+            let groups: BTreeSet<_> = side.iter().map(|c| c.unit()).collect();
+            let whole = splits.dataset.cases.iter().filter(|c| groups.contains(&c.unit())).count();
             assert_eq!(whole, side.len(), "seed {seed}: a group was cut");
             assert_eq!(ids(side).contains("a000"), ids(side).contains("a019"), "seed {seed}: equal pictures parted");
         }

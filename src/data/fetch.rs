@@ -155,7 +155,10 @@ pub fn fetch(
     held.try_lock().map_err(|_| Error::job(format!("another segft is fetching `{}`", item.name)).at(folder))?;
 
     let result = match from {
-        Some(source) if source.is_dir() && item.kind == Kind::Archive => adopt_folder(source, &place),
+        Some(source) if source.is_dir() && item.kind == Kind::Archive => {
+            // No file was seen: what an earlier one's hash was says nothing of this.
+            adopt_folder(source, &place).and_then(|()| forget_hash(&item, cache))
+        }
         Some(source) => take(&item, source, &place, cache, replace),
         None => downloaded(&item, folder, &place, cache, network, progress),
     };
@@ -230,10 +233,22 @@ fn known_hashes(cache: &Path) -> toml::Table {
     std::fs::read_to_string(cache.join("hashes.toml")).ok().and_then(|t| toml::from_str(&t).ok()).unwrap_or_default()
 }
 
+fn forget_hash(item: &Item, cache: &Path) -> Result<()> {
+    let mut known = known_hashes(cache);
+    match known.remove(item.name) {
+        None => Ok(()),
+        Some(_) => write_hashes(&known, cache),
+    }
+}
+
 fn record_hash(item: &Item, digest: &str, cache: &Path) -> Result<()> {
     let mut known = known_hashes(cache);
     known.insert(item.name.to_string(), toml::Value::String(digest.to_string()));
-    let text = toml::to_string(&known).map_err(|e| Error::job(e.to_string()))?;
+    write_hashes(&known, cache)
+}
+
+fn write_hashes(known: &toml::Table, cache: &Path) -> Result<()> {
+    let text = toml::to_string(known).map_err(|e| Error::job(e.to_string()))?;
     write_atomic(&cache.join("hashes.toml"), |to| to.write_all(text.as_bytes()))
 }
 

@@ -64,6 +64,9 @@ fn pairs(name: &str, root: &Path) -> Result<Dataset> {
     Ok(Dataset { name: name.into(), root: root.into(), layout, form: Form::Pictures, cases, classes: BTreeMap::new() })
 }
 
+/// Names of the column that says whom a case belongs to.
+const GROUP: [&str; 4] = ["group", "patient", "patient_id", "sequence"];
+
 /// A CSV `image,mask[,group][,split]`; paths are relative to the CSV.
 fn table(name: &str, path: &Path) -> Result<Dataset> {
     let mut reader = csv::ReaderBuilder::new()
@@ -78,7 +81,15 @@ fn table(name: &str, path: &Path) -> Result<Dataset> {
             .at(path)
             .hint("the first line names the columns: image,mask[,group][,split]"));
     };
-    let (group, split) = (column(&["group", "patient", "sequence"]), column(&["split", "side"]));
+    let (group, split) = (column(&GROUP), column(&["split", "side"]));
+    // Cases of a patient whose column is misspelt would stand on two sides.
+    for header in headers.iter().filter(|_| group.is_none()) {
+        if let Some(near) = nearest(&header.to_lowercase(), GROUP) {
+            return Err(Error::data(format!("a column `{header}` that nothing reads"))
+                .at(path)
+                .hint(format!("did you mean `{near}`? Of another meaning: call it otherwise")));
+        }
+    }
     let base = path.parent().unwrap_or(Path::new("."));
     let mut cases = Vec::new();
     for (n, row) in reader.records().enumerate() {

@@ -38,10 +38,19 @@ pub struct Case {
 }
 
 impl Case {
-    /// Its group; one that nothing is known of is a group by itself, named by its id.
-    pub fn group(&self) -> &str {
-        self.group.as_deref().unwrap_or(&self.id)
+    /// What is never divided.
+    pub fn unit(&self) -> Unit<'_> {
+        self.group.as_deref().map_or(Unit::Alone(&self.id), Unit::Group)
     }
+}
+
+/// Whose cases stay together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Unit<'a> {
+    /// All of a group.
+    Group(&'a str),
+    /// A case that nothing is known of, by its id: no group is meant that has its name.
+    Alone(&'a str),
 }
 
 /// Sides of a split.
@@ -215,7 +224,7 @@ pub fn facts(path: &Path) -> Result<serde_json::Value> {
         }
         labels.extend(seen.iter().enumerate().filter(|(_, s)| **s).map(|(v, _)| v));
     }
-    let groups: std::collections::BTreeSet<&str> = cases.iter().map(|c| c.group()).collect();
+    let groups: std::collections::BTreeSet<Unit<'_>> = cases.iter().map(|c| c.unit()).collect();
     Ok(serde_json::json!({
         "kind": "dataset",
         "path": path.display().to_string(),

@@ -54,7 +54,7 @@ pub(super) fn divide(
     });
     let mut groups = grouped(rest.collect(), contents);
     groups.shuffle(&mut ChaCha8Rng::seed_from_u64(request.seed));
-    let total: usize = groups.iter().map(Vec::len).sum();
+    let (total, units) = (groups.iter().map(Vec::len).sum::<usize>(), groups.len());
 
     if let Some(test) = test {
         tested = test.cases.clone();
@@ -102,8 +102,7 @@ pub(super) fn divide(
     for (side, name) in [(&train, "training"), (&validation, "validation"), (&tested, "test")] {
         if side.is_empty() {
             return Err(Error::data(format!(
-                "no case is left for {name}: {total} cases in {} groups are too few",
-                dataset.cases.len()
+                "no case is left for {name}: {total} cases in {units} groups are too few"
             ))
             .at(&dataset.root)
             .hint("three groups at least; or give --val and --test"));
@@ -124,7 +123,7 @@ fn grouped(mut cases: Vec<Case>, contents: &Contents) -> Vec<Vec<Case>> {
     let mut by_key: BTreeMap<String, usize> = BTreeMap::new();
     for case in cases {
         let keys =
-            [format!("g{}", case.group()), format!("c{}", contents.get(&case.image).cloned().unwrap_or_default())];
+            [format!("{:?}", case.unit()), format!("c{}", contents.get(&case.image).cloned().unwrap_or_default())];
         let found: Vec<usize> = keys.iter().filter_map(|k| by_key.get(k).copied()).collect();
         let at = found.first().copied().unwrap_or_else(|| {
             groups.push(Vec::new());

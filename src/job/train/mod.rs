@@ -215,7 +215,10 @@ fn go_on(run: Run, config: Config, splits: Splits, judge: Judge, progress: &Prog
 /// What was interrupted once its folder was there goes on from there.
 fn resumable(error: Error, run: &Run) -> Error {
     match error.kind {
-        Kind::Interrupted => error.at(&run.folder).hint("go on with `segft train --resume`"),
+        Kind::Interrupted => {
+            let hint = format!("go on with `segft train --resume {}`", run.folder.display());
+            error.at(&run.folder).hint(hint)
+        }
         _ => error,
     }
 }
