@@ -7,10 +7,11 @@
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor, TensorData, activation, module};
 use divan::{Bencher, black_box};
-use segft::model::kernel::{adam, attention, conv, gelu, linear, norm};
+use segft::model::kernel::{adam, attention, conv, gelu, linear, norm, windows};
 use segft::model::{SamConfig, Weight, checkpoint};
 
 fn main() {
+    segft::model::kernel::keep_freed_memory();
     divan::main();
 }
 
@@ -151,17 +152,14 @@ mod conv_3x3_256_to_256 {
     }
 }
 
-/// 1024 positions at once, or nine windows of 14 × 14.
+/// 1024 positions at once.
 #[divan::bench_group(sample_count = 10, sample_size = 1)]
 mod attention_of_12_heads {
     use super::*;
     use burn::tensor::Int;
 
-    const SIDES: [usize; 2] = [SIDE, 14];
-
-    fn windows(side: usize) -> usize {
-        if side == SIDE { 1 } else { SIDE.div_ceil(side).pow(2) }
-    }
+    /// Side of a window.
+    const WINDOW: usize = 14;
 
     fn tables(side: usize) -> [Tensor<2>; 2] {
         [wave([2 * side - 1, C / HEADS]), wave([2 * side - 1, C / HEADS])]
@@ -190,32 +188,103 @@ mod attention_of_12_heads {
         y.reshape([b, HEADS, n, d]).permute([0, 2, 1, 3]).reshape([b, n, C])
     }
 
-    fn ours(qkv: Tensor<3>, [rel_h, rel_w]: [Tensor<2>; 2], side: usize) -> Tensor<3> {
-        attention::self_attention(qkv, rel_h, rel_w, HEADS, [side, side])
+    /// The same in windows, which are padded and cut out, and put together again.
+    fn burns_in_windows(qkv: Tensor<3>, behind: Tensor<2>, tables: [Tensor<2>; 2]) -> Tensor<3> {
+        let qkv = windows::partition(qkv.reshape([1, SIDE, SIDE, 3 * C]), WINDOW, behind.reshape([3 * C]));
+        let n = qkv.dims()[0];
+        let y = burns(qkv.reshape([n, WINDOW * WINDOW, 3 * C]), tables, WINDOW);
+        windows::unpartition(y.reshape([n, WINDOW, WINDOW, C]), [1, SIDE, SIDE]).reshape([1, TOKENS, C])
     }
 
-    #[divan::bench(args = SIDES)]
-    fn forward(bencher: Bencher<'_, '_>, side: usize) {
-        let (qkv, tables) = (wave([windows(side), side * side, 3 * C]), tables(side));
-        bencher.bench_local(|| black_box(ours(qkv.clone(), tables.clone(), side)));
+    fn ours(qkv: Tensor<3>, [rel_h, rel_w]: [Tensor<2>; 2]) -> Tensor<3> {
+        attention::self_attention(qkv, rel_h, rel_w, HEADS, [SIDE, SIDE])
     }
 
-    #[divan::bench(args = SIDES)]
-    fn forward_burn(bencher: Bencher<'_, '_>, side: usize) {
-        let (qkv, tables) = (wave([windows(side), side * side, 3 * C]), tables(side));
-        bencher.bench_local(|| black_box(burns(qkv.clone(), tables.clone(), side)));
+    fn ours_in_windows(qkv: Tensor<3>, behind: Tensor<2>, tables: [Tensor<2>; 2]) -> Tensor<3> {
+        windows::window_attention(qkv, behind, tables, HEADS, [SIDE, SIDE], WINDOW)
     }
 
-    #[divan::bench(args = SIDES)]
-    fn step(bencher: Bencher<'_, '_>, side: usize) {
-        let (qkv, tables) = (leaf([windows(side), side * side, 3 * C]), tables(side));
-        super::step(bencher, wave([windows(side), side * side, C]), || ours(qkv.clone(), tables.clone(), side));
+    #[divan::bench]
+    fn forward(bencher: Bencher<'_, '_>) {
+        let (qkv, tables) = (wave([1, TOKENS, 3 * C]), tables(SIDE));
+        bencher.bench_local(|| black_box(ours(qkv.clone(), tables.clone())));
     }
 
-    #[divan::bench(args = SIDES)]
-    fn step_burn(bencher: Bencher<'_, '_>, side: usize) {
-        let (qkv, tables) = (leaf([windows(side), side * side, 3 * C]), tables(side));
-        super::step(bencher, wave([windows(side), side * side, C]), || burns(qkv.clone(), tables.clone(), side));
+    #[divan::bench]
+    fn forward_burn(bencher: Bencher<'_, '_>) {
+        let (qkv, tables) = (wave([1, TOKENS, 3 * C]), tables(SIDE));
+        bencher.bench_local(|| black_box(burns(qkv.clone(), tables.clone(), SIDE)));
+    }
+
+    #[divan::bench]
+    fn step(bencher: Bencher<'_, '_>) {
+        let (qkv, tables) = (leaf([1, TOKENS, 3 * C]), tables(SIDE));
+        super::step(bencher, wave([1, TOKENS, C]), || ours(qkv.clone(), tables.clone()));
+    }
+
+    #[divan::bench]
+    fn step_burn(bencher: Bencher<'_, '_>) {
+        let (qkv, tables) = (leaf([1, TOKENS, 3 * C]), tables(SIDE));
+        super::step(bencher, wave([1, TOKENS, C]), || burns(qkv.clone(), tables.clone(), SIDE));
+    }
+
+    #[divan::bench]
+    fn windows_forward(bencher: Bencher<'_, '_>) {
+        let (qkv, behind, tables) = (wave([1, TOKENS, 3 * C]), wave([1, 3 * C]), tables(WINDOW));
+        bencher.bench_local(|| black_box(ours_in_windows(qkv.clone(), behind.clone(), tables.clone())));
+    }
+
+    #[divan::bench]
+    fn windows_forward_burn(bencher: Bencher<'_, '_>) {
+        let (qkv, behind, tables) = (wave([1, TOKENS, 3 * C]), wave([1, 3 * C]), tables(WINDOW));
+        bencher.bench_local(|| black_box(burns_in_windows(qkv.clone(), behind.clone(), tables.clone())));
+    }
+
+    #[divan::bench]
+    fn windows_step(bencher: Bencher<'_, '_>) {
+        let (qkv, behind, tables) = (leaf([1, TOKENS, 3 * C]), wave([1, 3 * C]), tables(WINDOW));
+        let ours = || ours_in_windows(qkv.clone(), behind.clone(), tables.clone());
+        super::step(bencher, wave([1, TOKENS, C]), ours);
+    }
+
+    #[divan::bench]
+    fn windows_step_burn(bencher: Bencher<'_, '_>) {
+        let (qkv, behind, tables) = (leaf([1, TOKENS, 3 * C]), wave([1, 3 * C]), tables(WINDOW));
+        let burns = || burns_in_windows(qkv.clone(), behind.clone(), tables.clone());
+        super::step(bencher, wave([1, TOKENS, C]), burns);
+    }
+}
+
+/// The decoder's: 9 tokens ask 1024 positions, in 8 heads of 16.
+#[divan::bench_group(sample_count = 20, sample_size = 1)]
+mod attention_of_9_to_1024 {
+    use super::*;
+
+    const WIDTH: usize = 128;
+
+    fn burns(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Tensor<3> {
+        let split = |x: Tensor<3>| {
+            let n = x.dims()[1];
+            x.reshape([1, n, 8, WIDTH / 8]).permute([0, 2, 1, 3])
+        };
+        let (q, k, v) = (split(q), split(k), split(v));
+        let scores = q.matmul(k.transpose()) / ((WIDTH / 8) as f64).sqrt();
+        activation::softmax(scores, 3).matmul(v).permute([0, 2, 1, 3]).reshape([1, 9, WIDTH])
+    }
+
+    fn step_of(bencher: Bencher<'_, '_>, f: fn(Tensor<3>, Tensor<3>, Tensor<3>) -> Tensor<3>) {
+        let (q, k, v) = (leaf([1, 9, WIDTH]), leaf([1, TOKENS, WIDTH]), leaf([1, TOKENS, WIDTH]));
+        super::step(bencher, wave([1, 9, WIDTH]), || f(q.clone(), k.clone(), v.clone()));
+    }
+
+    #[divan::bench]
+    fn step(bencher: Bencher<'_, '_>) {
+        step_of(bencher, |q, k, v| attention::cross_attention(q, k, v, 8));
+    }
+
+    #[divan::bench]
+    fn step_burn(bencher: Bencher<'_, '_>) {
+        step_of(bencher, burns);
     }
 }
 

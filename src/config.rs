@@ -178,7 +178,7 @@ impl Default for Config {
             image_size: None,
             resize: Resize::default(),
             augment: "mild".into(),
-            patience: 8,
+            patience: 12,
             axis: Axis::Auto,
             window: Window::Auto,
             spacing: Spacing::Auto,

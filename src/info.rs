@@ -3,7 +3,7 @@
 //! To teach it another kind: a variant of [`Kind`], a line in [`recognise`], a function that returns the object.
 
 use crate::error::{Error, Result};
-use crate::io::{nifti, picture, safetensors};
+use crate::io::{dicom, nifti, picture, safetensors};
 use crate::method::Budget;
 use crate::model::checkpoint;
 use crate::run::Run;
@@ -55,6 +55,10 @@ fn recognise(path: &Path) -> Result<Kind> {
     }
     if path.is_dir() {
         return Ok(Kind::Dataset);
+    }
+    if dicom::is_dicom(path) {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        return Err(Error::data("a DICOM file").at(path).hint(dicom::hint(folder)));
     }
     let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     match extension.as_str() {

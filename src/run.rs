@@ -150,6 +150,15 @@ impl Run {
         write_atomic(&Path::new(RUNS).join("latest"), |to| to.write_all(text.as_bytes()))
     }
 
+    /// Whether `runs/latest` should name this completed run and does not: it ended well, and after the one that is named.
+    pub fn was_not_marked(&self) -> bool {
+        let ended = |run: &Run| run.metrics().metadata().ok()?.modified().ok();
+        let text = std::fs::read_to_string(self.metrics()).unwrap_or_default();
+        let metrics: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let proven = metrics["frozen_weights_unchanged"] == true;
+        proven && Run::newest().map_or(true, |latest| ended(self) > ended(&latest))
+    }
+
     /// Keeps other processes from writing here while the answer lives.
     ///
     /// # Errors

@@ -14,13 +14,15 @@ use segft::model::{Sam, WeightSpec};
 use segft::predict::prompt_free_logits;
 use segft::train::{Epoch, Options, State, Surroundings, Validation, batch, loss};
 use segft::tune::course::{Course, Turn};
-use segft::tune::patch::{self, About, Direction, Patch};
-use segft::tune::{attach, optimizer::Optimizer, proof};
+use segft::tune::patch::{self, About, Delta, Difference, Direction, Patch};
+use segft::tune::{attach, gradients, optimizer::Optimizer, proof};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Methods that add something.
 const ADDING: [&str; 8] = ["lora", "lora-all", "ssf", "adapter", "sam-adapter", "vpt", "e2vpt", "last"];
+/// Those of them whose weights do not fold into official ones.
+const UNMERGEABLE: [&str; 5] = ["adapter", "sam-adapter", "vpt", "e2vpt", "last"];
 /// Those of them that start as the base.
 const FROM_ZERO: [&str; 4] = ["lora", "lora-all", "adapter", "last"];
 
@@ -49,7 +51,14 @@ fn settings() -> Settings {
 }
 
 fn plan(method: &dyn Tuning) -> Plan {
-    method::plan(method, &base().config.specs(), None, &settings())
+    let (sam, settings) = (base().into_sam(&Device::flex()), settings());
+    let specs = sam.config.specs();
+    let one = (0..1).map(Ok);
+    let chosen = gradients::choose(method, &sam, &settings, settings.seed, one, |sam, _: usize| Ok(loss(sam))).unwrap();
+    let plan = |decoder| method::plan(method, &specs, chosen.as_ref(), &Settings { decoder, ..settings.clone() });
+    let encoder = plan(Train::No);
+    // Of a method that leaves the encoder as it is, the decoder.
+    if method::counts(&specs, &encoder).trained > 0 { encoder } else { plan(Train::Yes) }
 }
 
 fn attached(plan: &Plan) -> Sam {
@@ -141,8 +150,9 @@ impl Tuning for Both {
 
 #[test]
 fn merged_and_unmerged_predict_the_same_and_a_patch_comes_off_to_the_bit() {
-    let mergeable = ["lora", "lora-all", "ssf"].map(|name| method::find(name).unwrap());
-    for method in mergeable.into_iter().chain([&Both as &dyn Tuning]) {
+    let untouched = logits(&base().into_sam(&Device::flex()));
+    let methods = method::methods().iter().map(|(name, _, method)| (*name, *method));
+    for (name, method) in methods.chain([("both", &Both as &dyn Tuning)]) {
         let plan = plan(method);
         let old = patch::capture(&base().into_sam(&Device::flex()).weights, &plan);
         let mut sam = attached(&plan);
@@ -155,20 +165,20 @@ fn merged_and_unmerged_predict_the_same_and_a_patch_comes_off_to_the_bit() {
 
         let mut tuned = base();
         patch.turn(&mut tuned, Direction::Apply).unwrap();
-        assert!(
-            logits(&tuned.clone().into_sam(&Device::flex())) == live,
-            "base and patch are the fine-tune, to the bit"
-        );
-        let merged = tuned.clone().merged().unwrap();
-        assert_eq!(merged.tensors.keys().collect::<Vec<_>>(), base().tensors.keys().collect::<Vec<_>>());
-        let folded = logits(&merged.into_sam(&Device::flex()));
-        let off = folded.iter().zip(&live).fold(0f32, |off, (a, b)| off.max((a - b).abs()));
-        assert!(off <= 1e-5, "{off}");
-        let untouched = logits(&base().into_sam(&Device::flex()));
-        assert!(folded.iter().zip(&untouched).any(|(a, b)| (a - b).abs() > 1e-3));
+        let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(apart(&live, &untouched) > 1e-3, "{name} has not trained");
+        let both = logits(&tuned.clone().into_sam(&Device::flex()));
+        assert!(both == live, "{name}: base and patch are the fine-tune, to the bit");
+        let merged = tuned.clone().merged();
+        assert_eq!(merged.is_err(), UNMERGEABLE.contains(&name), "{name}");
+        if let Ok(merged) = merged {
+            assert_eq!(merged.tensors.keys().collect::<Vec<_>>(), base().tensors.keys().collect::<Vec<_>>());
+            let off = apart(&logits(&merged.into_sam(&Device::flex())), &live);
+            assert!(off <= 1e-5, "{name}: {off}");
+        }
         patch.turn(&mut tuned, Direction::Revert).unwrap();
-        assert!(tuned.added.is_empty() && tuned.tensors == base().tensors);
-        assert!(patch.turn(&mut tuned, Direction::Revert).is_err());
+        assert!(tuned.added.is_empty() && tuned.tensors == base().tensors, "{name}");
+        assert!(patch.turn(&mut tuned, Direction::Revert).is_err(), "{name}");
     }
 }
 
@@ -319,12 +329,63 @@ fn runs_export_and_patches_go_there_and_back() {
     assert!(config.contains("rank = 2"), "{config}");
 }
 
+/// A second patch over the first: each belongs to what it was made over, and comes off to the bit in the order of a stack.
+#[test]
+fn patches_stack_and_come_off_in_turn() {
+    let folder = workplace();
+    let at = folder.path();
+    let bytes = |name: &str| std::fs::read(at.join(name)).unwrap();
+    let refused = |command: &str, checkpoint: &str, patch: &str| {
+        let (code, error) = fails(at, &["patch", command, checkpoint, patch, "--to", "none.safetensors"]);
+        assert!(code == 3 && !at.join("none.safetensors").exists(), "{error}");
+        error
+    };
+    run(at, "first", &["--method", "gps"]);
+    let lower = "first/patch.safetensors";
+    ok(at, &["patch", "apply", "small.safetensors", lower, "--to", "a.safetensors"]);
+    for method in ["gps", "lora"] {
+        run(at, method, &["--method", method, "--model", "a.safetensors", "--seed", "6"]);
+        let upper = format!("{method}/patch.safetensors");
+        ok(at, &["patch", "apply", "a.safetensors", &upper, "--to", "ab.safetensors", "--force"]);
+        assert!(
+            bytes("ab.safetensors") != bytes("a.safetensors") && bytes("a.safetensors") != bytes("small.safetensors")
+        );
+        ok(at, &["export", method, "--to", "exported.safetensors", "--force"]);
+        assert!(bytes("exported.safetensors") == bytes("ab.safetensors"), "{method}");
+
+        // What both change, the second takes up where the first has left it.
+        let [a, b] = [lower, &upper].map(|file| Patch::load(&at.join(file)).unwrap());
+        let mut taken_up = 0;
+        for (name, delta) in &a.deltas {
+            if let (Delta::Dense { new, .. }, Some(Delta::Dense { old, .. })) = (delta, b.deltas.get(name)) {
+                assert!(new == old, "{method}: {name}");
+                taken_up += 1;
+            }
+        }
+        let total = Difference::of(&a, &b).total();
+        assert!(taken_up > 0 && total.both > 0 && total.only_b > 0 && total.largest > Some(0.0), "{total:?}");
+
+        // Not without the first, which does not come off below the second.
+        let error = refused("apply", "small.safetensors", &upper);
+        for file in ["a.safetensors", "small.safetensors"] {
+            let hash = checkpoint::file_sha256(&at.join(file)).unwrap();
+            assert!(error.contains(&hash[..12]), "{file} is {hash}: {error}");
+        }
+        assert!(refused("revert", "ab.safetensors", lower).contains("does not hold"));
+
+        ok(at, &["patch", "revert", "ab.safetensors", &upper, "--to", "b.safetensors", "--force"]);
+        assert!(bytes("b.safetensors") == bytes("a.safetensors"), "{method}");
+        ok(at, &["patch", "revert", "b.safetensors", lower, "--to", "c.safetensors", "--force"]);
+        assert!(bytes("c.safetensors") == bytes("small.safetensors"), "{method}");
+    }
+}
+
 #[test]
 fn what_does_not_fold_stays_a_patch() {
     let folder = workplace();
     let at = folder.path();
     let bytes = |name: &str| std::fs::read(at.join(name)).unwrap();
-    for method in ["adapter", "sam-adapter", "vpt", "e2vpt", "last"] {
+    for method in UNMERGEABLE {
         run(at, method, &["--method", method]);
         let patch = format!("{method}/patch.safetensors");
         for command in [

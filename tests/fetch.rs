@@ -139,6 +139,53 @@ fn what_cannot_be_fetched_leaves_nothing() {
 }
 
 #[test]
+fn a_named_set_is_downloaded_where_it_is_needed() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    small_checkpoint(&at.join("small.safetensors"));
+    let train = ["train", "--dataset", "polyp", "--model", "small.safetensors", "--steps", "1", "--out"];
+    // Nobody listens: what the program looked for, and what can be done.
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (code, error) = fetch(at, &format!("http://{nobody}"), &[&train[..], &["none"]].concat());
+    assert_eq!(code, 3, "{error}");
+    let looked = at.join("cache/polyp").display().to_string();
+    for part in [
+        looked.as_str(),
+        "https://datasets.simula.no/downloads/kvasir-seg.zip",
+        &format!("http://{nobody}/kvasir-seg.zip"),
+        "segft fetch polyp --from FILE",
+        "--data DIR",
+        "--dataset phantom",
+    ] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    assert!(!at.join("none").exists() && !at.join("cache/polyp").exists());
+
+    let (address, seen) = serve(archive(&[]), Manner::Honest);
+    for out in ["first", "second"] {
+        let (code, error) = fetch(at, &address, &[&train[..], &[out]].concat());
+        assert_eq!(code, 0, "{error}");
+        assert_eq!(error.contains("research and education only"), out == "first", "{error}");
+    }
+    assert_eq!(*seen.lock().unwrap(), ["whole"], "the second one finds it in the cache");
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(at.join("first/run.json")).unwrap()).unwrap();
+    let cases = |side: &str| record["splits"][side].as_array().unwrap().len();
+    assert_eq!(cases("train") + cases("validation") + cases("test"), 6, "{record}");
+
+    // Another file than the first time is not taken in silence.
+    let hashes = std::fs::read_to_string(at.join("cache/hashes.toml")).unwrap();
+    std::fs::remove_dir_all(at.join("cache/polyp")).unwrap();
+    let (address, _) = serve(archive(&[("Kvasir-SEG/more.txt", b"x")]), Manner::Honest);
+    for arguments in [&["fetch", "polyp"][..], &[&train[..], &["third"]].concat()[..]] {
+        let (code, error) = fetch(at, &address, arguments);
+        let recorded = hashes.split('"').nth(1).unwrap();
+        assert!(code == 3 && error.contains(&format!("expected {recorded}")), "{error}");
+        assert!(!at.join("cache/polyp").exists() && !at.join("cache/kvasir-seg.zip.part").exists());
+    }
+    assert_eq!(std::fs::read_to_string(at.join("cache/hashes.toml")).unwrap(), hashes);
+}
+
+#[test]
 fn hostile_archives_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let from = folder.path().join("a.zip");

@@ -1,6 +1,7 @@
 //! The table "who may import whom" in ARCHITECTURE.md is true of the sources.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
+use segft::method::methods;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,12 @@ fn table() -> BTreeMap<String, BTreeSet<String>> {
     .collect()
 }
 
+/// Where the tests at a file's foot begin.
+fn tests_of(text: &str) -> usize {
+    let heads = ["#[cfg(test)]\nmod tests {", "#[cfg(test)]\npub(super) mod tests {"];
+    heads.iter().filter_map(|head| text.find(head)).min().unwrap_or(text.len())
+}
+
 /// Every source file below a folder, with its text up to the tests at its foot.
 fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
@@ -29,7 +36,7 @@ fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
             found.extend(sources(&path));
         } else if path.extension().is_some_and(|e| e == "rs") && !path.to_string_lossy().ends_with("_tests.rs") {
             let text = std::fs::read_to_string(&path).unwrap();
-            found.push((path, text.split("#[cfg(test)]\nmod tests {").next().unwrap().to_string()));
+            found.push((path, text[..tests_of(&text)].to_string()));
         }
     }
     found
@@ -90,5 +97,41 @@ fn only_the_command_line_writes_to_stdout_and_only_the_network_knows_burn() {
             wrong.push(format!("{} uses burn", path.display()));
         }
     }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// Where the word for a method stands outside of `src/method`, and what is meant.
+const EXCEPTIONS: [(&str, &str, &str); 8] = [
+    ("cli/flags/training.rs", "decoder", "a setting"),
+    ("config.rs", "decoder", "a setting"),
+    ("config.rs", "full", "a way to scale learning rates"),
+    ("config.rs", "last", "the method, in what is said to `--networks` with others"),
+    ("job/base.rs", "random", "a base"),
+    ("job/compare/mod.rs", "decoder", "a setting"),
+    ("model/sam/adapter.rs", "adapter", "weights"),
+    ("model/sam/image_encoder.rs", "norm", "layers"),
+];
+
+/// The seam: a new method is its file and its line. Its types are private to `src/method`, and no other source asks for it
+/// by its name; the default alone is named.
+#[test]
+fn no_source_but_those_of_the_methods_names_a_method() {
+    const DEFAULT: &str = "gps";
+    let (mut wrong, mut meant) = (Vec::new(), BTreeSet::new());
+    for (path, text) in sources(&root().join("src")).into_iter().filter(|(path, _)| module(path) != "method") {
+        let inner = path.strip_prefix(root().join("src")).unwrap().to_string_lossy().replace('\\', "/");
+        let code: String = text.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+        for name in methods().iter().map(|(name, ..)| *name).filter(|name| *name != DEFAULT) {
+            if !code.contains(&format!("\"{name}\"")) && !code.contains(&format!("--method {name}")) {
+                continue;
+            }
+            match EXCEPTIONS.iter().find(|(file, word, _)| *file == inner && *word == name) {
+                Some(known) => _ = meant.insert(*known),
+                None => wrong.push(format!("src/{inner} names the method `{name}`")),
+            }
+        }
+    }
+    let idle = EXCEPTIONS.iter().filter(|known| !meant.contains(*known));
+    wrong.extend(idle.map(|(file, word, _)| format!("src/{file} does not say `{word}`")));
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }

@@ -206,8 +206,8 @@ fn a_sparse_step_has_no_buffer_of_an_encoder_matrix_and_needs_less_where_blocks_
         let (found, _) = hits(sparse, config.clone(), activations, &sizes);
         assert!(found.iter().all(|n| *n == 0), "{sparse}: buffers of encoder size: {sizes:?} {found:?}");
     }
-    // With twelve blocks, their inside is most of what a step holds.
-    let deep = SamConfig { depth: 12, ..config };
+    // With sixteen blocks, their inside is most of what a step holds.
+    let deep = SamConfig { depth: 16, ..config };
     let [(_, kept), (_, again)] =
         [Activations::Kept, Activations::Recomputed].map(|a| hits("gps", deep.clone(), a, &sizes));
     assert!(2 * again < kept, "{again} of {kept} bytes");

@@ -12,10 +12,10 @@ use segft::model::weights::to_vec;
 use segft::model::{Kind, Part, Sam, WeightSpec, checkpoint};
 use segft::predict::{Preprocessing, prompt_free_logits};
 use segft::train::contrast::{self, Contrast};
-use segft::train::{Epoch, Options, State, Surroundings, Trained, Validation, batch, loss};
+use segft::train::{Epoch, Options, State, Surroundings, Trained, Validation, batch, loss, schedule};
 use segft::tune::course::{Course, Turn};
 use segft::tune::optimizer::{self, Algorithm, Optimizer};
-use segft::tune::patch::{self, Direction};
+use segft::tune::patch::{self, Delta, Direction, Patch};
 use segft::tune::scaling::{LrScaling, Scaling};
 use segft::tune::{attach, gradients, proof};
 use serde_json::Value;
@@ -204,7 +204,7 @@ fn every_method_trains_what_it_says_and_keeps_the_rest() {
             "decoder" => (0, 0),
             "bitfit" => (0, biases + norms),
             "norm" => (0, 2 * norms),
-            "neuroada" | "sara" => (ONE_EACH, ONE_EACH),
+            "neuroada" | "sara" | "sara-one-stage" => (ONE_EACH, ONE_EACH),
             // Two blocks of width 52: 4 widths of rank 4, 16 widths of rank 4; 22 widths, 2 of the patch embedding and 4
             // of the neck's.
             "lora" => (0, 2 * 4 * 52 * 4),
@@ -226,7 +226,7 @@ fn every_method_trains_what_it_says_and_keeps_the_rest() {
     let patch = |run: &str| std::fs::read(at.join(run).join("patch.safetensors")).unwrap();
     assert!(patch("gps") != patch("random"));
     // A method named after its score is not to be had with another.
-    for name in ["magnitude", "random", "fisher", "second-order", "sara"] {
+    for name in ["magnitude", "random", "fisher", "second-order", "sara", "sara-one-stage"] {
         let (code, error) = fails(at, &["train", "--method", name, "--score", "gradient"]);
         assert!(code == 2 && error.contains("--score gradient") && error.contains(name), "{error}");
     }
@@ -234,6 +234,39 @@ fn every_method_trains_what_it_says_and_keeps_the_rest() {
     again.extend(["--dataset", "discs", "--test", "held-out"]);
     ok(at, &[&again[..], &QUICK].concat());
     assert!(patch("neuroada") != patch("smallest"));
+}
+
+/// The head of a method's file names its paper, whether it merges and what it costs, and counts what its plan trains of
+/// ViT-B and of `tiny`, with one entry a neuron: in the encoder, or, where nothing of that trains, in the decoder.
+#[test]
+fn every_methods_file_says_what_it_trains() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/method");
+    for (name, _, method) in method::methods() {
+        // A variant stands in the file of the method that it varies.
+        let ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]);
+        let files = ends.map(|end| folder.join(format!("{}.rs", name[..end].replace('-', "_"))));
+        let text = files.rev().find_map(|file| std::fs::read_to_string(file).ok()).unwrap();
+        let head: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("//!")).map(str::trim).collect();
+        let head = head.join(" ");
+        for word in ["arXiv", "ergeable", "inference", "training cases", "`tiny`"] {
+            assert!(head.contains(word), "{name} does not say `{word}`");
+        }
+        for size in ["sam_vit_b", "tiny"] {
+            let specs = segft::model::SamConfig::named(size).unwrap().specs();
+            let counts = method::counts(&specs, &method::plan(*method, &specs, None, &Settings::default()));
+            let neurons = specs.iter().filter(|spec| method::selectable(spec)).map(|spec| spec.matrix().0);
+            let chosen = if method.rule().is_some() { neurons.sum() } else { 0 };
+            let n = if counts.encoder + chosen > 0 { counts.encoder + chosen } else { counts.trained };
+            assert!(head.contains(&grouped(n)), "{name} trains {} of {size}", grouped(n));
+        }
+    }
+}
+
+/// A number as people write it: `89,670,912`.
+fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let parts: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|part| std::str::from_utf8(part).unwrap()).collect();
+    parts.join(",")
 }
 
 #[test]
@@ -574,27 +607,124 @@ impl Surroundings for Watched<'_> {
     fn epoch(&mut self, _: &Epoch, _: bool, _: f64) {}
 }
 
+/// A training of the chosen entries of a plan, in a folder with training cases.
+struct Watch<'a> {
+    folder: &'a Path,
+    samples: Vec<batch::Sample>,
+    options: Options,
+    plan: Plan,
+    start: Trained,
+}
+
+impl Watch<'_> {
+    /// The fifth part of the small SAM that SaRA takes.
+    fn sara(folder: &Path, options: Options) -> Watch<'_> {
+        let settings = Settings { budget: method::Budget::Ratio(0.2), ..Settings::default() };
+        let fresh = small_sam();
+        let plan = planned(method::find("sara").unwrap(), &fresh, &settings);
+        let start = patch::capture(&fresh.weights, &plan);
+        Watch { folder, samples: samples(folder), options, plan, start }
+    }
+
+    /// What became of it in the course of a method, the entries' values at the end, and what was found half-way.
+    fn run(&self, method: &str, state: State, stop_at: usize) -> (Result<State>, Trained, Option<(Trained, Trained)>) {
+        let device = Device::flex();
+        let mut sam = small_sam();
+        attach(&mut sam, &self.plan, &device);
+        let course = Course::new(method::find(method).unwrap(), &self.plan, &self.start, self.options.seed);
+        let state_file = self.folder.join("state.safetensors");
+        let step = 3 * state.epoch + state.step_in_epoch;
+        let mut around = Watched { course, state: state_file, stop_at, step, half: None };
+        let result = segft::train::run(&mut sam, &self.samples, &self.options, state, &mut around, &device);
+        (result, chosen_values(&sam), around.half)
+    }
+}
+
+/// One step of gradient descent with and without a penalty: they end apart by the rate times its gradient, in the matrix
+/// that was drawn and in no other.
+#[test]
+fn a_penalty_is_added_to_the_gradient() {
+    let folder = workplace();
+    let optimizer = optimizer::Settings { algorithm: Algorithm::Sgd, ..optimizer::Settings::default() };
+    let watch = Watch::sara(folder.path(), Options { lr: 1.0, optimizer, ..options(1) });
+    let [with, without] = ["sara", "gps"].map(|method| {
+        let (result, end, _) = watch.run(method, State::default(), usize::MAX);
+        result.unwrap();
+        end
+    });
+    let mut sam = small_sam();
+    attach(&mut sam, &watch.plan, &Device::flex());
+    let course = Course::new(method::find("sara").unwrap(), &watch.plan, &watch.start, watch.options.seed);
+    let (drawn, term) = course.penalty(&sam, 0, None).unwrap();
+    let rate = schedule::learning_rate(1.0, 0.0) as f32;
+    assert!(term.iter().any(|t| (rate * t).abs() > 1e-6), "it is more than rounding");
+    for (name, without) in &without {
+        if *name != drawn {
+            assert!(with[name] == *without, "{name}");
+            continue;
+        }
+        for ((with, without), term) in with[name].iter().zip(without).zip(&term) {
+            assert!((with - without + rate * term).abs() <= 1e-8, "{with} {without} {term}");
+        }
+    }
+}
+
+/// On the real binary: SaRA's first stage is the sparse training of the smallest weights, but for the penalty.
+#[test]
+fn a_run_trains_with_the_penalty() {
+    let folder = workplace();
+    let at = folder.path();
+    let rest = ["--no-decoder", "--lr", "1e-3"];
+    train(at, "with", &[&["--method", "sara-one-stage"], &rest[..]].concat());
+    let sparse = ["--method", "gps", "--score", "smallest", "--group", "global", "--no-biases"];
+    train(at, "without", &[&sparse[..], &rest].concat());
+    let [with, without] = ["with", "without"].map(|run| Patch::load(&at.join(run).join("patch.safetensors")).unwrap());
+    assert_eq!(with.deltas.keys().collect::<Vec<_>>(), without.deltas.keys().collect::<Vec<_>>());
+    let parts = |delta: &Delta| match delta {
+        Delta::Sparse { indices, old, new } => (indices.clone(), old.clone(), new.clone()),
+        other => panic!("{other:?}"),
+    };
+    let mut apart = 0;
+    for (name, with) in &with.deltas {
+        let ((places, start, with), (others, from, without)) = (parts(with), parts(&without.deltas[name]));
+        assert!(places == others && start == from, "{name}");
+        apart += usize::from(with != without);
+    }
+    assert!(apart > 0);
+}
+
+/// Up to half-way to the bit; then the one-stage form goes on with all of its entries.
+#[test]
+fn saras_one_stage_form_differs_from_half_way_on() {
+    let folder = workplace();
+    let watch = Watch::sara(folder.path(), options(9));
+    let run = |method: &str, stop_at: usize| {
+        let (result, end, half) = watch.run(method, State::default(), stop_at);
+        assert_eq!(result.is_ok(), stop_at == usize::MAX);
+        (end, half.map(|(kept, _)| kept))
+    };
+    assert!(run("sara", 5) == run("sara-one-stage", 5));
+    let ((two, kept), (one, none)) = (run("sara", usize::MAX), run("sara-one-stage", usize::MAX));
+    let at_half = run("sara", 5).0;
+    assert!(none.is_none());
+    let mut left = 0;
+    for (name, kept) in kept.unwrap() {
+        for (i, kept) in kept.iter().enumerate().filter(|(_, kept)| **kept == 0.0) {
+            assert_eq!(two[&name][i], at_half[&name][i], "{name} {i}: {kept}");
+            left += usize::from(one[&name][i] != at_half[&name][i]);
+        }
+    }
+    assert!(left > 0, "what sara leaves trains on");
+}
+
 /// Nine steps of a method whose penalty is drawn at steps 0 and 8; half-way is before the sixth.
 #[test]
 fn sara_trains_fewer_from_half_way_and_survives_a_stop_anywhere() {
     let folder = workplace();
-    let (samples, options) = (samples(folder.path()), options(9));
-    let sara = method::find("sara").unwrap();
-    let settings = Settings { budget: method::Budget::Ratio(0.2), ..Settings::default() };
-    let device = Device::flex();
-    let fresh = small_sam();
-    let plan = planned(sara, &fresh, &settings);
-    let start = patch::capture(&fresh.weights, &plan);
-    let run = |state: State, stop_at: usize| {
-        let mut sam = small_sam();
-        attach(&mut sam, &plan, &device);
-        let course = Course::new(sara, &plan, &start, options.seed);
-        let state_file = folder.path().join("state.safetensors");
-        let step = 3 * state.epoch + state.step_in_epoch;
-        let mut around = Watched { course, state: state_file, stop_at, step, half: None };
-        let result = segft::train::run(&mut sam, &samples, &options, state, &mut around, &device);
-        (result, chosen_values(&sam), around.half)
-    };
+    let watch = Watch::sara(folder.path(), options(9));
+    let (plan, start) = (&watch.plan, &watch.start);
+    let (sara, device) = (method::find("sara").unwrap(), Device::flex());
+    let run = |state: State, stop_at: usize| watch.run("sara", state, stop_at);
     let (result, end, half) = run(State::default(), usize::MAX);
     result.unwrap();
     let (kept, at_half) = half.unwrap();
@@ -625,12 +755,12 @@ fn sara_trains_fewer_from_half_way_and_survives_a_stop_anywhere() {
     }
     // The term is drawn from seed and step, and only where it is due.
     let mut sam = small_sam();
-    attach(&mut sam, &plan, &device);
-    let penalty = |seed, step| Course::new(sara, &plan, &start, seed).penalty(&sam, step, None);
+    attach(&mut sam, plan, &device);
+    let penalty = |seed, step| Course::new(sara, plan, start, seed).penalty(&sam, step, None);
     assert!(penalty(5, 8).is_some() && penalty(5, 8) == penalty(5, 8) && penalty(5, 9).is_none());
     assert!((1..20).any(|i| penalty(5, 8 * i).unwrap().0 != penalty(5, 0).unwrap().0));
     // After the turn it is the term of the entries that train on, alone.
-    let course = Course::new(sara, &plan, &start, 5);
+    let course = Course::new(sara, plan, start, 5);
     let (name, whole) = penalty(5, 8).unwrap();
     let half: Trained =
         start.iter().map(|(name, v)| (name.clone(), (0..v.len()).map(|i| (i % 2) as f32).collect())).collect();
@@ -640,8 +770,8 @@ fn sara_trains_fewer_from_half_way_and_survives_a_stop_anywhere() {
     let none = half.keys().map(|name| (name.clone(), vec![0.0; half[name].len()])).collect();
     assert!(course.penalty(&sam, 8, Some(&none)).is_none());
     let gps = method::find("gps").unwrap();
-    assert!(Course::new(gps, &plan, &start, 5).penalty(&sam, 8, None).is_none());
-    assert!(Course::new(gps, &plan, &start, 5).half_way(&sam, &mut std::iter::empty()).is_none());
+    assert!(Course::new(gps, plan, start, 5).penalty(&sam, 8, None).is_none());
+    assert!(Course::new(gps, plan, start, 5).half_way(&sam, &mut std::iter::empty()).is_none());
 }
 
 /// Entries with rows of their own learning rates, biases and the decoder, with every optimizer: stopped in the middle of an

@@ -2,9 +2,9 @@
 //! neither a threshold nor a map of likely places solves.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 use rayon::prelude::*;
-use segft::image::{Grid, Labels, Picture};
+use segft::image::{Axis, Grid, Labels, Picture, SliceFrame, Volume};
 use segft::io::{nifti, picture};
-use segft::phantom::{self, DEFAULT_PICTURES, Kind, polyp, volume};
+use segft::phantom::{self, DEFAULT_PICTURES, DEFAULT_VOLUMES, Kind, polyp, volume};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -13,6 +13,12 @@ use std::sync::OnceLock;
 fn pictures() -> &'static [(Picture, Labels)] {
     static SET: OnceLock<Vec<(Picture, Labels)>> = OnceLock::new();
     SET.get_or_init(|| (0..DEFAULT_PICTURES).into_par_iter().map(|index| polyp::generate(0, index)).collect())
+}
+
+/// The default volumes, likewise.
+fn volumes() -> &'static [(Volume, Labels)] {
+    static SET: OnceLock<Vec<(Volume, Labels)>> = OnceLock::new();
+    SET.get_or_init(|| (0..DEFAULT_VOLUMES).into_par_iter().map(|index| volume::generate(0, index)).collect())
 }
 
 fn area(mask: &Labels) -> f64 {
@@ -156,6 +162,17 @@ fn a_threshold_does_not_find_the_polyps() {
     assert!(mean < 0.5, "{mean}");
 }
 
+/// What the mean of the training masks scores at the threshold that suits these best: on them, and on the others.
+fn mean_mask(train: &[Vec<bool>], test: &[Vec<bool>]) -> [f64; 2] {
+    let mean: Vec<usize> = (0..train[0].len()).map(|n| train.iter().filter(|mask| mask[n]).count()).collect();
+    let score = |masks: &[Vec<bool>], least: usize| {
+        masks.iter().map(|mask| dice(mean.iter().zip(mask).map(|(m, t)| (*m >= least, *t)))).sum::<f64>()
+            / masks.len() as f64
+    };
+    let best = (1..=*mean.iter().max().unwrap()).max_by(|a, b| score(train, *a).total_cmp(&score(train, *b))).unwrap();
+    [score(train, best), score(test, best)]
+}
+
 #[test]
 fn the_mean_mask_does_not_find_the_polyps() {
     // Nearest neighbours on a common size are fair enough: the mean mask is smooth.
@@ -169,15 +186,55 @@ fn the_mean_mask_does_not_find_the_polyps() {
         .collect();
     // Groups are whole on either side: the default pattern of sequences begins anew every twelve pictures.
     let (train, test) = squares.split_at(squares.len() / 12 * 12 * 17 / 20);
-    let mean: Vec<usize> = (0..SIDE * SIDE).map(|n| train.iter().filter(|mask| mask[n]).count()).collect();
-    let score = |masks: &[Vec<bool>], least: usize| {
-        masks.iter().map(|mask| dice(mean.iter().zip(mask).map(|(m, t)| (*m >= least, *t)))).sum::<f64>()
-            / masks.len() as f64
-    };
-    let best = (1..=*mean.iter().max().unwrap()).max_by(|a, b| score(train, *a).total_cmp(&score(train, *b))).unwrap();
-    let (seen, unseen) = (score(train, best), score(test, best));
+    let [seen, unseen] = mean_mask(train, test);
     println!("mean training mask at its best threshold: mDice {seen:.3} on its own cases, {unseen:.3} on the others");
     assert!(seen < 0.5 && unseen < 0.5, "{seen} {unseen}");
+}
+
+/// Organs together, as a training sees them, and each by itself.
+const ORGANS: [&[u16]; 4] = [&[1, 2, 3], &[1], &[2], &[3]];
+
+#[test]
+fn a_threshold_does_not_find_the_organs() {
+    for organs in ORGANS {
+        let scores = volumes().par_iter().map(|(volume, labels)| {
+            let [low, high] =
+                volume.voxels.iter().fold([f32::MAX, f32::MIN], |[low, high], v| [low.min(*v), high.max(*v)]);
+            let greys: Vec<u8> = volume.voxels.iter().map(|v| (255.0 * (v - low) / (high - low)) as u8).collect();
+            let threshold = otsu(&greys);
+            let of = |bright: bool| {
+                dice(greys.iter().zip(&labels.voxels).map(|(g, l)| ((*g > threshold) == bright, organs.contains(l))))
+            };
+            of(true).max(of(false))
+        });
+        let mean = scores.sum::<f64>() / volumes().len() as f64;
+        println!("Otsu, the better polarity for each volume, organs {organs:?}: mDice {mean:.3}");
+        assert!(mean < 0.5, "{organs:?}: {mean}");
+    }
+}
+
+#[test]
+fn the_mean_mask_does_not_find_the_organs() {
+    // As the patient lies, however the file is stored: nearest neighbours on a common size.
+    const SIDE: usize = 48;
+    for organs in ORGANS {
+        let cubes: Vec<Vec<bool>> = volumes()
+            .par_iter()
+            .map(|(volume, labels)| {
+                let frame = SliceFrame::new(&volume.grid, Axis::Axial);
+                let at = |n: usize| {
+                    let place = |n: usize, of: usize| n % SIDE * of / SIDE;
+                    let (x, y) = (place(n, frame.width()), place(n / SIDE, frame.height()));
+                    frame.index(place(n / SIDE / SIDE, frame.count()), x, y)
+                };
+                (0..SIDE.pow(3)).map(|n| organs.contains(&labels.voxels[at(n)])).collect()
+            })
+            .collect();
+        let (train, test) = cubes.split_at(cubes.len() * 17 / 20);
+        let [seen, unseen] = mean_mask(train, test);
+        println!("mean training mask, organs {organs:?}: mDice {seen:.3} on its own cases, {unseen:.3} on the others");
+        assert!(seen < 0.5 && unseen < 0.5, "{organs:?}: {seen} {unseen}");
+    }
 }
 
 #[test]
@@ -236,7 +293,10 @@ fn organs_lie_inside_the_body() {
         let is_air = |n: usize| scan.voxels[n] < if is_ct { -500.0 } else { 0.5 * low };
         // Everything that air outside reaches from a corner, step by step.
         let mut outside = vec![false; scan.grid.len()];
-        let mut open = vec![0];
+        // From every corner: a patient who lies off the middle may part what is around.
+        let [i, j, k] = shape.map(|length| [0, length - 1]);
+        let corners = i.into_iter().flat_map(|i| j.map(|j| k.map(|k| i + shape[0] * (j + shape[1] * k))));
+        let mut open: Vec<usize> = corners.flatten().collect();
         while let Some(n) = open.pop() {
             if outside[n] || !is_air(n) {
                 continue;

@@ -3,14 +3,25 @@
 
 mod common;
 
+use burn::tensor::{Tensor, TensorData};
 use common::{QUICK, command, discs, fails, ok, small_checkpoint};
-use segft::method::{self, Plan, Settings};
+use segft::image::{Grid, Labels, Picture, Resize};
+use segft::io::picture;
+use segft::io::safetensors::{Reader, Values, write};
+use segft::method::{self, Change, Chosen, Plan, Settings};
 use segft::model::kernel::inputs::squares;
 use segft::model::sam::{Cache, Counts};
-use segft::model::{SamConfig, checkpoint};
+use segft::model::weights::to_vec;
+use segft::model::{Sam, SamConfig, checkpoint};
+use segft::predict::prompt_free_logits;
 use segft::train::batch::Augment;
-use segft::train::{Options, State, batch};
+use segft::train::loss::loss;
+use segft::train::{Epoch, Options, State, Surroundings, Validation, batch};
+use segft::tune::optimizer::Optimizer;
+use segft::tune::patch::{Delta, Patch};
+use segft::tune::{attach, gradients};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -110,6 +121,21 @@ fn a_run_is_whole_and_counts_what_it_says() {
     }
     ok(at, &["patch", "apply", "small.safetensors", "one/patch.safetensors", "--to", "applied.safetensors"]);
     assert!(bytes(at, "applied.safetensors") == bytes(at, "merged.safetensors"));
+    // A patch that changes no value, and one that names none, leave the base as it is.
+    let mut idle = Patch::load(&at.join("one/patch.safetensors")).unwrap();
+    for delta in idle.deltas.values_mut() {
+        match delta {
+            Delta::Sparse { old, new, .. } | Delta::Dense { old, new } => new.clone_from(old),
+            Delta::Added { .. } => panic!("GPS adds nothing"),
+        }
+    }
+    for n in ["same", "none"] {
+        idle.save(&at.join(format!("{n}.safetensors"))).unwrap();
+        let to = format!("{n}-applied.safetensors");
+        ok(at, &["patch", "apply", "small.safetensors", &format!("{n}.safetensors"), "--to", &to]);
+        assert!(bytes(at, &to) == bytes(at, "small.safetensors"), "{n}");
+        idle.deltas.clear();
+    }
     let wrong = ["patch", "apply", "merged.safetensors", "one/patch.safetensors", "--to", "wrong.pth"];
     let (code, error) = fails(at, &wrong);
     assert!(code == 3 && error.contains("made for: `small.safetensors`") && !error.contains("--model"), "{error}");
@@ -147,6 +173,23 @@ fn same_seed_same_bytes_whatever_the_threads() {
     assert_same_run(folder.path(), "two", "one");
     train(folder.path(), "other", &["--seed", "6"]);
     assert_ne!(bytes(folder.path(), "two/patch.safetensors"), bytes(folder.path(), "other/patch.safetensors"));
+
+    // Without `--run` the newest completed one answers, which is not the newest folder.
+    let at = folder.path();
+    let stopped = at.join("stopped");
+    std::fs::create_dir(&stopped).unwrap();
+    for file in ["config.toml", "patch.safetensors", "run.json"] {
+        std::fs::copy(at.join("two").join(file), stopped.join(file)).unwrap();
+    }
+    let predict = ["predict", "held-out/images", "--prob", "--out"];
+    let output = common::segft(at, &[&predict[..], &["newest"]].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("run other (gps on small)"), "{said}");
+    for run in ["two", "other"] {
+        ok(at, &[&predict[..], &[&format!("by-{run}"), "--run", run]].concat());
+        let same = bytes(at, "newest/b000_prob.png") == bytes(at, &format!("by-{run}/b000_prob.png"));
+        assert_eq!(same, run == "other", "{run}");
+    }
 }
 
 #[test]
@@ -260,6 +303,162 @@ fn train_planned(
     let mut sam = base.into_sam(&device);
     segft::tune::attach(&mut sam, plan, &device);
     segft::train::run(&mut sam, &samples(at), &options, state, around, &device)
+}
+
+/// Validates as a script says; what the network holds at each validation is kept.
+struct Scripted {
+    mdice: Vec<f64>,
+    seen: Vec<Vec<Vec<f32>>>,
+}
+
+/// All values of all weights.
+fn held(sam: &Sam) -> Vec<Vec<f32>> {
+    sam.weights.iter().map(|(_, weight)| weight.to_host().data).collect()
+}
+
+impl Surroundings for Scripted {
+    fn validate(&mut self, sam: &Sam) -> segft::error::Result<Validation> {
+        let mdice = self.mdice[self.seen.len()];
+        self.seen.push(held(sam));
+        Ok(Validation { mdice, miou: 0.0 })
+    }
+    fn save(&mut self, _: &State) -> segft::error::Result<()> {
+        Ok(())
+    }
+    fn stopped(&self) -> bool {
+        false
+    }
+    fn stepped(&mut self, _: usize, _: usize, _: f64) {}
+    fn epoch(&mut self, _: &Epoch, _: bool, _: f64) {}
+}
+
+#[test]
+fn patience_ends_a_training_and_the_best_epoch_is_kept() {
+    let folder = workplace();
+    let at = folder.path();
+    let device = segft::device::choose("cpu").unwrap().device;
+    // Chosen entries, biases and the decoder: what is kept of each kind.
+    let chosen = Chosen::from([("image_encoder.blocks.1.mlp.lin1.weight".to_string(), vec![0, 60, 130])]);
+    let specs = common::small_config().specs();
+    let plan = method::plan(method::find("gps").unwrap(), &specs, Some(&chosen), &Settings::default());
+    let samples = samples(at);
+    // As good as the best is not better. The second script is longer than its patience allows.
+    for (script, patience, epochs, best) in
+        [(&[0.1, 0.3, 0.3, 0.2][..], 2, 4, 2), (&[0.3, 0.2, 0.4, 0.1, 0.0, 0.39, 0.9], 3, 6, 3)]
+    {
+        let mut sam = checkpoint::read(&at.join("small.safetensors")).unwrap().into_sam(&device);
+        attach(&mut sam, &plan, &device);
+        let options = Options {
+            epochs: 9,
+            batch: 2,
+            lr: 1e-3,
+            optimizer: segft::tune::optimizer::Settings::default(),
+            seed: 5,
+            augment: Augment::Off,
+            patience,
+            minutes: None,
+            steps: None,
+            save_every: 9,
+        };
+        let mut around = Scripted { mdice: script.to_vec(), seen: Vec::new() };
+        let state =
+            segft::train::run(&mut sam, &samples[..2], &options, State::default(), &mut around, &device).unwrap();
+        assert_eq!((state.epoch, around.seen.len()), (epochs, epochs));
+        assert_eq!(
+            (state.best.as_ref().map(|(epoch, _)| *epoch), state.best_mdice()),
+            (Some(best), Some(script[best - 1]))
+        );
+        let kept = held(&sam);
+        for (epoch, seen) in (1..).zip(&around.seen) {
+            assert_eq!(kept == *seen, epoch == best, "{script:?}: epoch {epoch}");
+        }
+    }
+    // And in the program: at such a rate nothing becomes better.
+    let metrics = train(at, "still", &["--epochs", "9", "--patience", "2", "--lr", "1e-12"]);
+    assert_eq!((metrics["epochs"].as_u64(), metrics["best_epoch"].as_u64()), (Some(3), Some(1)), "{metrics}");
+}
+
+/// A weight that must stay comes back with one bit flipped, by the only way into a running program: the state that it
+/// goes on from.
+#[test]
+fn a_flipped_bit_fails_the_run() {
+    let folder = workplace();
+    let at = folder.path();
+    assert_eq!(train(at, "run", &["--method", "decoder"])["frozen_weights_unchanged"], true);
+    std::fs::remove_file(at.join("run/metrics.json")).unwrap();
+    let name = "image_encoder.pos_embed";
+    let mut flipped = checkpoint::read(&at.join("small.safetensors")).unwrap().tensors[name].data.clone();
+    flipped[7] = f32::from_bits(flipped[7].to_bits() ^ 1);
+    let path = at.join("run/checkpoint/state.safetensors");
+    let mut reader = Reader::open(&path).unwrap();
+    let mut state: BTreeMap<String, Vec<f32>> =
+        reader.entries().into_keys().map(|name| (name.clone(), reader.floats(&name).unwrap())).collect();
+    state.insert(format!("best/{name}"), flipped);
+    let tensors = state.iter().map(|(name, v)| (name.clone(), (vec![v.len()], Values::F32(v)))).collect();
+    write(&path, &reader.notes(), &tensors).unwrap();
+    let (code, error) = fails(at, &["train", "--resume", "run"]);
+    assert!(code == 1 && error.contains("must not") && error.contains(name), "{error}");
+    let metrics: Value = serde_json::from_slice(&bytes(at, "run/metrics.json")).unwrap();
+    assert_eq!(metrics["frozen_weights_unchanged"], false);
+}
+
+/// Training the chosen entries alone is training everything with every other gradient set to zero.
+#[test]
+fn sparse_steps_are_masked_dense_ones() {
+    let folder = workplace();
+    let at = folder.path();
+    let device = segft::device::choose("cpu").unwrap().device;
+    let samples = samples(at);
+    let of = |sam: &Sam, chosen: &[usize]| {
+        let batch = batch::draw(&samples, chosen, Augment::Off, 0, 0).on(&device);
+        loss(prompt_free_logits(sam, batch.pixels), batch.target, batch.valid).total()
+    };
+    let base = checkpoint::read(&at.join("small.safetensors")).unwrap().into_sam(&device);
+    let (gps, settings) = (method::find("gps").unwrap(), Settings::default());
+    let chosen = gradients::choose(gps, &base, &settings, 0, (0..5).map(Ok), |sam, i| Ok(of(sam, &[i]))).unwrap();
+    let sparse = method::plan(gps, &base.config.specs(), chosen.as_ref(), &settings);
+    let mut dense = sparse.clone();
+    let mut masks = BTreeMap::new();
+    for (name, indices) in chosen.unwrap() {
+        let mut mask = vec![0f32; base.weights.get(&name).unwrap().spec.len()];
+        indices.iter().for_each(|i| mask[*i as usize] = 1.0);
+        let n = mask.len();
+        dense.insert(name.clone(), Change::Dense);
+        masks.insert(name, Tensor::<1>::from_data(TensorData::new(mask, [n]), &device));
+    }
+    let unmasked = BTreeMap::new();
+    let trained = |plan: &Plan, masks: &BTreeMap<String, Tensor<1>>| {
+        let mut sam = base.clone();
+        attach(&mut sam, plan, &device);
+        let mut adam = Optimizer::adam(1e-8);
+        for step in 0..4 {
+            let loss = of(&sam, &[step, step + 1]);
+            let mask = |name: &str, gradient: Tensor<1>| match masks.get(name) {
+                Some(mask) => gradient * mask.clone(),
+                None => gradient,
+            };
+            adam.step_with(&mut sam.weights, &mut loss.backward(), 1e-3, mask, |_| None);
+        }
+        sam
+    };
+    let apart = |a: &Sam, b: &Sam| {
+        // The keys' biases have true gradient 0, and Adam amplifies what rounding leaves of it.
+        let keys = a.config.embed..2 * a.config.embed;
+        let is_key = |name: &str, i: usize| {
+            name.ends_with("k_proj.bias") || name.ends_with("attn.qkv.bias") && keys.contains(&i)
+        };
+        let mut most = 0f32;
+        for ((name, x), (_, y)) in a.weights.iter().zip(b.weights.iter()) {
+            let pairs = to_vec(x.value.clone()).into_iter().zip(to_vec(y.value.clone())).enumerate();
+            let others = pairs.filter(|(i, _)| !is_key(name, *i));
+            most = others.map(|(_, (x, y))| (x - y).abs()).fold(most, f32::max);
+        }
+        most
+    };
+    let few = trained(&sparse, &unmasked);
+    let masked = apart(&few, &trained(&dense, &masks));
+    assert!(masked <= 1e-6, "{masked}");
+    assert!(apart(&few, &trained(&dense, &unmasked)) > 1e-3, "without the masks it is another training");
 }
 
 /// Rows without their seconds.
@@ -451,6 +650,59 @@ fn validation_cases_are_embedded_once_too() {
     assert!(!log.contains("embeddings"), "{log}");
 }
 
+/// Another picture and another mask in place of each of these cases: a bar instead of a disc.
+fn bars(folder: &Path, cases: impl IntoIterator<Item = String>, variant: usize) {
+    for (n, case) in cases.into_iter().enumerate() {
+        let (w, h) = (48, 40);
+        let inside = |i: usize| (n + variant..n + variant + 9).contains(&(i % w));
+        let rgb = (0..w * h).flat_map(|i| [if inside(i) { 30 } else { 200 }, (i % 7) as u8, n as u8]).collect();
+        let mask = (0..w * h).map(|i| u16::from(inside(i))).collect();
+        let path = |kind: &str| folder.join(format!("{kind}/{case}.png"));
+        picture::write_picture(&path("images"), &Picture { width: w, height: h, rgb }).unwrap();
+        picture::write_mask(&path("masks"), &Labels { grid: Grid::picture(w, h), voxels: mask }).unwrap();
+    }
+}
+
+/// Sides that the set gives itself, by a table or by its seed.
+#[test]
+fn cases_that_judge_do_not_reach_the_selection_on_whatever_side_they_stand() {
+    let folder = workplace();
+    let at = folder.path();
+    let side = |i: usize| match i {
+        0..3 => "test",
+        3..6 => "val",
+        _ => "train",
+    };
+    let row = |i: usize| format!("discs/images/a{i:03}.png,discs/masks/a{i:03}.png,{}\n", side(i));
+    let table = format!("image,mask,split\n{}", (0..15).map(row).collect::<String>());
+    std::fs::write(at.join("set.csv"), table).unwrap();
+    for (set, variant) in [("set.csv", 0), ("discs", 20)] {
+        let train = |out: &str| {
+            ok(at, &[&["train", "--dataset", set, "--steps", "1", "--out", out], &QUICK[..]].concat());
+            bytes(at, &format!("{out}/selection.safetensors"))
+        };
+        let [before, after] = ["before", "after"].map(|when| format!("{when}-{variant}"));
+        let selection = train(&before);
+        let record: Value = serde_json::from_slice(&bytes(at, &format!("{before}/run.json"))).unwrap();
+        let ids = |side: &str| serde_json::from_value::<Vec<String>>(record["splits"][side].clone()).unwrap();
+        let judging = [ids("validation"), ids("test")].concat();
+        assert!(judging.len() >= 4 && ids("train").len() >= 9, "{record}");
+        bars(&at.join("discs"), judging, variant);
+        assert!(selection == train(&after), "{set}");
+        let changed: Value = serde_json::from_slice(&bytes(at, &format!("{after}/run.json"))).unwrap();
+        assert_eq!(record["splits"], changed["splits"], "{set}");
+        assert_ne!(record["dataset"]["hash"], changed["dataset"]["hash"], "{set}");
+    }
+    // A training case does reach it.
+    let select = |out: &str| {
+        ok(at, &[&["select", "--dataset", "set.csv", "--out", out], &QUICK[..]].concat());
+        bytes(at, out)
+    };
+    let before = select("before.safetensors");
+    bars(&at.join("discs"), ["a006".to_string()], 30);
+    assert!(before != select("after.safetensors"));
+}
+
 #[test]
 fn validation_and_test_do_not_reach_the_selection() {
     let folder = workplace();
@@ -458,6 +710,8 @@ fn validation_and_test_do_not_reach_the_selection() {
     discs(&at.join("val-a"), "v", 3, 7);
     discs(&at.join("val-b"), "v", 3, 40);
     discs(&at.join("other-test"), "t", 3, 60);
+    bars(&at.join("val-b"), (0..3).map(|i| format!("v{i:03}")), 0);
+    bars(&at.join("other-test"), (0..3).map(|i| format!("t{i:03}")), 20);
     train(at, "a", &["--val", "val-a"]);
     let mut arguments = vec!["train", "--dataset", "discs", "--test", "other-test", "--val", "val-b", "--out", "b"];
     arguments.extend(QUICK);
@@ -543,6 +797,75 @@ fn killed_and_resumed_ends_in_the_same_bytes() {
     assert_eq!(std::fs::read_to_string(at.join("runs/latest")).unwrap().trim(), "cut");
     let (code, error) = fails(at, &["train", "--resume", "cut"]);
     assert_eq!((code, error.contains("complete")), (2, true), "{error}");
+}
+
+/// Ends the program by a signal as soon as `now` says so; the answer is its exit code.
+#[cfg(unix)]
+fn ended(at: &Path, arguments: &[&str], signal: &str, now: impl Fn() -> bool) -> Option<i32> {
+    let mut child = command(at, arguments).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let start = Instant::now();
+    while !now() {
+        assert!(child.try_wait().unwrap().is_none(), "{arguments:?} has ended by itself");
+        assert!(start.elapsed() < Duration::from_secs(120), "{arguments:?} does not come so far");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    kill(&child, signal);
+    child.wait().unwrap().code()
+}
+
+#[cfg(unix)]
+fn kill(child: &std::process::Child, signal: &str) {
+    std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn ended_in_any_part_and_resumed_ends_in_the_same_bytes() {
+    let folder = workplace();
+    let at = folder.path();
+    // Long enough parts to be met: a score of five passes, and many cases to be tested.
+    discs(&at.join("held-out"), "b", 24, 3);
+    let more = ["--epochs", "3", "--score", "second-order-fd"];
+    train(at, "whole", &more);
+    for (run, signal, code, reached, not_yet) in [
+        ("selecting", "-KILL", None, "run.json", "selection.safetensors"),
+        ("training", "-TERM", Some(130), "history.csv", "patch.safetensors"),
+        ("testing", "-KILL", None, "predictions/b000.png", "metrics.json"),
+    ] {
+        let mut arguments = vec!["train", "--dataset", "discs", "--test", "held-out", "--out", run];
+        arguments.extend(QUICK);
+        arguments.extend(more);
+        assert_eq!(ended(at, &arguments, signal, || at.join(run).join(reached).is_file()), code, "{run}");
+        assert!(!at.join(run).join(not_yet).exists(), "{run}: ended too late to mean anything");
+        ok(at, &["train", "--resume", run]);
+        assert_same_run(at, "whole", run);
+        for case in 0..24 {
+            let [whole, own] = ["whole", run].map(|run| bytes(at, &format!("{run}/predictions/b{case:03}.png")));
+            assert!(whole == own, "{run}: b{case:03}");
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_interrupt_ends_at_once() {
+    let folder = workplace();
+    let at = folder.path();
+    // One step, of all pictures at four times their size, takes seconds. A method that selects nothing begins with it.
+    let mut arguments = vec!["train", "--dataset", "discs", "--test", "held-out", "--out", "cut"];
+    arguments.extend(QUICK);
+    arguments.extend(["--method", "bitfit", "--image-size", "288", "--batch", "12"]);
+    let mut child = command(at, &arguments).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let start = Instant::now();
+    while !at.join("cut/run.json").exists() && start.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    kill(&child, "-INT");
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(child.try_wait().unwrap().is_none(), "the first one waits for the end of the step");
+    kill(&child, "-INT");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!at.join("cut/checkpoint").exists(), "the step was ended, and saved");
 }
 
 #[cfg(unix)]
@@ -646,6 +969,66 @@ fn a_plan_tells_what_the_training_will_be_and_writes_nothing() {
         assert_eq!(seconds("selection") > 0.0, out == "gps");
         assert!(metrics["forecast"]["seconds"].as_f64().unwrap() > 0.0, "{metrics}");
     }
+}
+
+#[test]
+fn a_square_resize_goes_with_the_patch() {
+    let folder = workplace();
+    let at = folder.path();
+    let metrics = train(at, "square", &["--resize", "square"]);
+    let patch = Patch::load(&at.join("square/patch.safetensors")).unwrap();
+    assert_eq!(patch.about.preprocessing.resize, Resize::Square);
+    ok(at, &["predict", "held-out/images", "--run", "square", "--out", "again"]);
+    for case in ["b000", "b001", "b002", "b003"] {
+        assert!(
+            bytes(at, &format!("again/{case}.png")) == bytes(at, &format!("square/predictions/{case}.png")),
+            "{case}"
+        );
+    }
+    let scored: Value =
+        serde_json::from_str(&ok(at, &["score", "--pred", "again", "--ref", "held-out/masks", "--json"])).unwrap();
+    for key in ["mDice", "mIoU"] {
+        assert!((metrics[key].as_f64().unwrap() - scored[key].as_f64().unwrap()).abs() < 1e-6, "{key}");
+    }
+    // The picture is not square: the other way, the same weights see something else.
+    let mut other = patch.clone();
+    other.about.preprocessing.resize = Resize::LongestSide;
+    other.save(&at.join("square/patch.safetensors")).unwrap();
+    ok(at, &["predict", "held-out/images", "--run", "square", "--prob", "--out", "longest"]);
+    patch.save(&at.join("square/patch.safetensors")).unwrap();
+    ok(at, &["predict", "held-out/images", "--run", "square", "--prob", "--out", "square-again"]);
+    assert!(bytes(at, "longest/b000_prob.png") != bytes(at, "square-again/b000_prob.png"));
+}
+
+/// What is drawn on a terminal, which `script` stands in for.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_bar_tells_loss_mdice_and_time_left() {
+    let folder = workplace();
+    let at = folder.path();
+    if !std::process::Command::new("script").arg("--version").output().is_ok_and(|o| o.status.success()) {
+        eprintln!("SKIPPED: no `script` (util-linux) to stand in for a terminal");
+        return;
+    }
+    let train = format!(
+        "stty cols 100; exec {} train --dataset discs --test held-out --out run {} --epochs 4",
+        env!("CARGO_BIN_EXE_segft"),
+        QUICK.join(" ")
+    );
+    let mut script = std::process::Command::new("script");
+    script.args(["-qec", &train, "/dev/null"]).current_dir(at).env("SEGFT_CACHE", at.join("cache"));
+    let output = script.stdin(std::process::Stdio::null()).output().unwrap();
+    let drawn = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{drawn}");
+    // A drawn bar: `training  ━━━ 7/12 loss 1.234 mDice 0.567 3s`, between codes that move the cursor.
+    let is_number = |text: &str| text.parse::<f64>().is_ok();
+    let whole = drawn.split(['\r', '\n', '\u{1b}']).any(|bar| {
+        let words: Vec<&str> = bar.split_whitespace().collect();
+        let after = |word: &str| words.iter().position(|w| *w == word).and_then(|at| words.get(at + 1));
+        let left = words.last().and_then(|word| word.strip_suffix('s')).is_some_and(is_number);
+        bar.contains("/12 ") && left && ["loss", "mDice"].iter().all(|w| after(w).is_some_and(|n| is_number(n)))
+    });
+    assert!(whole, "{drawn}");
 }
 
 #[test]

@@ -182,7 +182,11 @@ impl Fit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::Grid;
+    use crate::image::{Grid, Mosaic};
+    use crate::model::resize::bilinear;
+    use crate::model::sam::{logits_fullsize, logits_shown};
+    use crate::model::weights::to_vec;
+    use burn::tensor::{Device, Tensor, TensorData};
 
     #[test]
     fn longest_side_rounds_as_the_official_predictor() {
@@ -253,5 +257,82 @@ mod tests {
         let mask = Labels { grid: Grid::picture(3, 3), voxels: vec![0, 1, 0, 2, 0, 0, 0, 0, 3] };
         let fit = Fit::new(3, 3, 3, Resize::Square);
         assert_eq!(fit.mask(&mask), vec![0, 1, 0, 1, 0, 0, 0, 0, 1]);
+    }
+
+    /// Middle of what is marked, in pixels' edges.
+    fn middle(marked: impl Fn(usize, usize) -> bool, size: [usize; 2]) -> [f64; 2] {
+        let all = (0..size[0] * size[1]).map(|i| (i % size[0], i / size[0]));
+        let inside: Vec<(usize, usize)> = all.filter(|(x, y)| marked(*x, *y)).collect();
+        let mean = |of: &dyn Fn(&(usize, usize)) -> usize| {
+            inside.iter().map(|p| of(p) as f64 + 0.5).sum::<f64>() / inside.len() as f64
+        };
+        [mean(&|p| p.0), mean(&|p| p.1)]
+    }
+
+    /// A box of the picture: its pixels and its corners come to the same place in the square, and what a network says
+    /// there comes back to where the box was.
+    #[test]
+    fn there_and_back_a_box_stays_where_it_is() {
+        let scaled = |width, height, mm| Fit::at_scale(width, height, 64, [0.8, 1.5], mm);
+        for fit in [
+            Fit::new(48, 40, 64, Resize::LongestSide),
+            Fit::new(77, 166, 64, Resize::LongestSide),
+            Fit::new(48, 40, 64, Resize::Square),
+            Fit::new(77, 166, 64, Resize::Square),
+            // Smaller than the square, with its margins; shrunk a little; seen in parts.
+            scaled(60, 31, 1.2),
+            scaled(84, 40, 1.0),
+            scaled(150, 70, 0.9),
+        ] {
+            let [width, height] = fit.picture;
+            let [x0, y0, x1, y1] = [width / 3, height / 2, 3 * width / 4, 4 * height / 5];
+            let is_inside = |x: usize, y: usize| (x0..x1).contains(&x) && (y0..y1).contains(&y);
+            let inside: Vec<bool> = (0..width * height).map(|i| is_inside(i % width, i / width)).collect();
+            let rgb = inside.iter().flat_map(|i| [if *i { 255 } else { 0 }; 3]).collect();
+            let rgb = fit.resized(&Picture { width, height, rgb }).unwrap();
+            let voxels = inside.iter().map(|i| u16::from(*i)).collect();
+            let mask = fit.mask(&Labels { grid: Grid::picture(width, height), voxels });
+            let size = fit.size;
+            let mut mosaic = Mosaic::new(&fit);
+            let mut logits = Tensor::zeros([1, 1, size, size], &Device::flex());
+            for corner in fit.tiles() {
+                let pixels = fit.normalised(&fit.part(&rgb, corner));
+                if fit.is_whole() {
+                    // Half of the way from black to white, as the network sees it.
+                    let bright = |x: usize, y: usize| pixels[y * size + x] > (127.5 - MEAN[0]) / STD[0];
+                    let found = middle(bright, [size; 2]);
+                    let (low, high) =
+                        (fit.in_square(x0 as f32, y0 as f32, corner), fit.in_square(x1 as f32, y1 as f32, corner));
+                    let expected = [(low.0 + high.0) / 2.0, (low.1 + high.1) / 2.0].map(f64::from);
+                    assert!(
+                        (0..2).all(|n| (found[n] - expected[n]).abs() <= 0.5),
+                        "{fit:?}: {found:?} for {expected:?}"
+                    );
+                }
+                let ([w, h], [left, above]) = (fit.extent(), fit.margin);
+                let mut said = vec![-9f32; size * size];
+                for (x, y) in (0..w * h).map(|i| (i % w, i / w)) {
+                    let marked = mask[(corner[1] + y) * fit.inner[0] + corner[0] + x] == 1;
+                    said[(above + y) * size + left + x] = if marked { 9.0 } else { -9.0 };
+                }
+                logits = Tensor::from_data(TensorData::new(said, [1, 1, size, size]), &Device::flex());
+                mosaic.add(corner, &to_vec(logits_shown(logits.clone(), &fit)));
+            }
+            let back = match fit.is_whole() {
+                true => logits_fullsize(logits, &fit),
+                false => {
+                    let all = TensorData::new(mosaic.mean(f32::NAN), [1, 1, fit.inner[1], fit.inner[0]]);
+                    bilinear(Tensor::from_data(all, &Device::flex()), height, width)
+                }
+            };
+            let back = to_vec(back);
+            assert_eq!(back.len(), width * height);
+            let wrong = back.iter().zip(&inside).filter(|(back, inside)| (**back > 0.0) != **inside).count();
+            // Not more than a seam as wide as what a pixel of the square shows, on two of the four sides.
+            let step = (0..2).map(|n| fit.picture[n].div_ceil(fit.inner[n])).max().unwrap();
+            assert!(wrong <= step * (x1 - x0 + y1 - y0), "{fit:?}: {wrong} pixels");
+            let (was, is) = (middle(is_inside, fit.picture), middle(|x, y| back[y * width + x] > 0.0, fit.picture));
+            assert!((0..2).all(|n| (was[n] - is[n]).abs() <= 0.5 * step as f64), "{fit:?}: {is:?} for {was:?}");
+        }
     }
 }

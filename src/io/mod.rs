@@ -1,5 +1,6 @@
 //! The only code that opens data files. Everything written goes through [`write_atomic`].
 
+pub mod dicom;
 pub mod nifti;
 pub mod picture;
 pub mod safetensors;

@@ -6,8 +6,8 @@ use super::{base, forecast};
 use crate::config::Recompute;
 use crate::device::peak_rss_mib;
 use crate::error::{Error, Result, nearest};
-use crate::method::{self, Budget, Plan, Settings};
-use crate::model::checkpoint;
+use crate::method::{self, Budget, Change, Plan, Settings};
+use crate::model::checkpoint::{self, Checkpoint};
 use crate::model::sam::{Activations, Masks, Prompt};
 use crate::model::weights::to_vec;
 use crate::model::{Sam, SamConfig};
@@ -29,7 +29,8 @@ pub struct Request {
     pub model: String,
     /// Side of the square; the model's own by default.
     pub image: Option<usize>,
-    /// `encode`, `predict`, or a method's name for one training step.
+    /// `encode`, `predict`, `chain` (forward and the gradients of inputs alone, which every training of the encoder
+    /// needs), or a method's name for one training step.
     pub mode: String,
     /// Pictures at once.
     pub batch: usize,
@@ -47,6 +48,10 @@ pub struct Request {
 
 /// Sizes that are timed without weights.
 const SIZES: [&str; 4] = ["vit_t", "vit_b", "vit_l", "vit_h"];
+/// Modes that are no method.
+const MODES: [&str; 3] = ["encode", "predict", "chain"];
+/// Where `chain` ends: the earliest tensor that no layer's weights come before, but for the patch embedding's.
+const CHAIN_END: &str = "image_encoder.pos_embed";
 /// Learning rate of the timed steps: the time does not depend on it.
 const LR: f64 = 2e-4;
 
@@ -114,6 +119,26 @@ pub fn run(request: &Request, progress: &Progress) -> Result<Value> {
     }))
 }
 
+/// What a fine-tuned network takes more than its base to encode a picture of `size` pixels, as a part of the base's time: the
+/// median of pairs that are timed in turn. 0 where nothing stands beside the base's weights.
+pub(super) fn extra_time(base: Checkpoint, tuned: Checkpoint, size: usize, device: &Device) -> f64 {
+    const PAIRS: usize = 7;
+    if base.tensors.keys().eq(tuned.tensors.keys()) {
+        return 0.0;
+    }
+    let picture = Picture::random(1, size, device);
+    let networks = [base, tuned].map(|weights| weights.into_sam(device).frozen());
+    let seconds = |sam: &Sam| {
+        let start = Instant::now();
+        drop(to_vec(sam.embed(picture.pixels.clone()).coarse));
+        start.elapsed().as_secs_f64()
+    };
+    let pair = || networks.each_ref().map(seconds);
+    pair();
+    let ratios: Vec<f64> = std::iter::repeat_with(pair).take(PAIRS).map(|[base, tuned]| tuned / base).collect();
+    median(&ratios) - 1.0
+}
+
 struct Picture {
     pixels: Tensor<4>,
     target: Tensor<4>,
@@ -141,8 +166,12 @@ impl Picture {
 }
 
 fn plan(mode: &str, sam: &Sam, picture: &Picture, k: usize) -> Result<Plan> {
+    if mode == "chain" {
+        let change = |name: &str| if name == CHAIN_END { Change::Dense } else { Change::Frozen };
+        return Ok(sam.config.specs().into_iter().map(|s| (s.name.clone(), change(&s.name))).collect());
+    }
     let method = method::find(mode).map_err(|e| {
-        let known = ["encode", "predict"].into_iter().chain(method::methods().iter().map(|(name, ..)| *name));
+        let known = MODES.into_iter().chain(method::methods().iter().map(|(name, ..)| *name));
         let near =
             nearest(mode, known).map(|n| format!("did you mean `{n}`?")).unwrap_or_else(|| e.hint.unwrap_or_default());
         Error::usage(format!("unknown mode `{mode}`")).hint(near)

@@ -204,11 +204,9 @@ impl Pass {
             if !tracked {
                 continue;
             }
-            let block = 2 * tokens * c
-                + 3 * windowed * c
-                + 4 * tokens * c
-                + linear(&format!("{block}.attn.qkv"), windowed, c, 3 * c)
-                + linear(&format!("{block}.attn.proj"), windowed, c, c)
+            let block = 9 * tokens * c
+                + linear(&format!("{block}.attn.qkv"), tokens, c, 3 * c)
+                + linear(&format!("{block}.attn.proj"), tokens, c, c)
                 + linear(&format!("{block}.mlp.lin1"), tokens, c, 4 * c)
                 + linear(&format!("{block}.mlp.lin2"), tokens, 4 * c, c)
                 + match rows(format!("{block}.mlp.adapter.down.weight")) {
@@ -216,7 +214,8 @@ impl Pass {
                     width => tokens * (c + 2 * width),
                 }
                 + 3 * windows * c * (rows(format!("{block}.prompts")) + rows(format!("{block}.attn.prompts_kv")));
-            let backward = (10 * tokens * c).max(8 * windowed * c);
+            // Gradients of keys and values are those of whole windows until they are summed.
+            let backward = (10 * tokens * c).max(6 * tokens * c + 2 * windowed * c);
             match activations {
                 Activations::Kept => kept += block,
                 Activations::Recomputed => kept += tokens * c,

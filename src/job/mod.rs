@@ -21,6 +21,7 @@ use crate::progress::Progress;
 /// The device that is asked for; what `auto` took is said.
 fn device(wanted: &str, progress: &Progress) -> Result<Chosen> {
     let chosen = device::choose(wanted)?;
+    crate::model::kernel::keep_freed_memory();
     if wanted == "auto" {
         progress.line(format!("device       {}", chosen.name));
     }

@@ -7,12 +7,12 @@ use crate::data::Form;
 use crate::error::{Error, Result};
 use crate::image::SliceFrame;
 use crate::io::stem;
-use crate::io::{Replace, check_free, nifti, picture as pictures};
+use crate::io::{Replace, check_free, dicom, nifti, picture as pictures};
 use crate::predict::{Predictor, Preprocessing, Prompts, Views};
 use crate::progress::Progress;
 use crate::run::Run;
 use crate::tune::patch::{Direction, Patch};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Which weights answer.
@@ -71,6 +71,9 @@ pub struct Done {
     pub input: String,
     /// Its mask.
     pub mask: String,
+    /// Its probability map, where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probabilities: Option<String>,
     /// Foreground voxels.
     pub foreground: usize,
     /// Voxels in all.
@@ -85,7 +88,7 @@ pub fn run(request: &Request, progress: &Progress) -> Result<(Vec<Done>, Option<
     if let Some(wrong) = request.threshold.filter(|t| !(0.0..=1.0).contains(t)) {
         return Err(Error::usage(format!("--threshold is {wrong}: it must lie between 0 and 1")));
     }
-    let jobs = plan(request)?;
+    let jobs = plan(request, progress)?;
     if !request.boxes.is_empty() && request.boxes.len() > 1 {
         return Err(Error::usage("one --box at a time: SAM takes one box per mask"));
     }
@@ -154,7 +157,7 @@ fn tell_squares(name: &str, case: &Input, preprocessing: &Preprocessing, progres
 }
 
 /// Inputs and where each result goes, checked before the first is read.
-fn plan(request: &Request) -> Result<Vec<(PathBuf, PathBuf)>> {
+fn plan(request: &Request, progress: &Progress) -> Result<Vec<(PathBuf, PathBuf)>> {
     let mut jobs = Vec::new();
     let single = request.inputs.len() == 1 && request.inputs[0].is_file();
     if let Some(out) = request.out.as_ref().filter(|out| !single && (out.is_file() || is_file_name(out))) {
@@ -164,7 +167,6 @@ fn plan(request: &Request) -> Result<Vec<(PathBuf, PathBuf)>> {
     }
     for input in &request.inputs {
         if input.is_dir() {
-            let files = files_of(input)?;
             let folder = match &request.out {
                 Some(out) => out.clone(),
                 None => {
@@ -172,11 +174,9 @@ fn plan(request: &Request) -> Result<Vec<(PathBuf, PathBuf)>> {
                     PathBuf::from(format!("{}_seg", name.unwrap_or_default().to_string_lossy()))
                 }
             };
-            for file in files {
-                if let Some(name) = case_name(input, &file) {
-                    let to = super::case::result_path(&folder, &name, form(&file));
-                    jobs.push((file, to));
-                }
+            for (file, name) in cases_of(input, progress)? {
+                let to = super::case::result_path(&folder, &name, form(&file));
+                jobs.push((file, to));
             }
         } else if input.is_file() {
             if !nifti::is_nifti(input) && !pictures::is_picture(input) {
@@ -232,17 +232,6 @@ fn plan(request: &Request) -> Result<Vec<(PathBuf, PathBuf)>> {
     Ok(jobs)
 }
 
-/// The name of a folder's case. In the folders of nnU-Net raw, files are `<case>_<channel>`, and channel 0000 is taken.
-fn case_name(folder: &Path, file: &Path) -> Option<String> {
-    let name = stem(file);
-    let raw = folder.file_name().is_some_and(|n| n == "imagesTr" || n == "imagesTs") && nifti::is_nifti(file);
-    let (case, channel) = match name.rsplit_once('_').filter(|_| raw) {
-        Some((case, channel)) if channel.len() == 4 && channel.bytes().all(|b| b.is_ascii_digit()) => (case, channel),
-        _ => return Some(name),
-    };
-    (channel == "0000").then(|| case.to_string())
-}
-
 /// Whether `--out` of one input is meant as a file: it has an ending, and is no folder.
 fn names_file(out: &Path) -> bool {
     let folder = out.is_dir() || out.to_string_lossy().ends_with(std::path::MAIN_SEPARATOR);
@@ -273,47 +262,65 @@ fn form(path: &Path) -> Form {
     if nifti::is_nifti(path) { Form::Volumes } else { Form::Pictures }
 }
 
+/// The cases of a folder with their names. Other channels and results of earlier predictions are passed over, and said.
+fn cases_of(folder: &Path, progress: &Progress) -> Result<Vec<(PathBuf, String)>> {
+    let files = files_of(folder)?;
+    let stems: BTreeSet<String> = files.iter().map(|file| stem(file)).collect();
+    let raw = folder.file_name().is_some_and(|n| n == "imagesTr" || n == "imagesTs");
+    let mut cases = Vec::new();
+    let [mut results, mut channels] = [0; 2];
+    for file in files {
+        let name = stem(&file);
+        let result = ["_seg", "_prob"].iter().filter_map(|ending| name.strip_suffix(ending));
+        if result.into_iter().any(|input| stems.contains(input) || stems.contains(&format!("{input}_seg"))) {
+            results += 1;
+            continue;
+        }
+        match channel_of(&name).filter(|_| raw && nifti::is_nifti(&file)) {
+            None => cases.push((file, name)),
+            Some((case, "0000")) => cases.push((file, case.to_string())),
+            Some(_) => channels += 1,
+        }
+    }
+    if channels > 0 {
+        progress.warn(format!("{}: {channels} files of other channels than 0000 are not looked at", folder.display()));
+    }
+    if results > 0 {
+        progress.line(format!("{}: {results} results of earlier predictions are passed over", folder.display()));
+    }
+    Ok(cases)
+}
+
+/// nnU-Net's `<case>_<channel>`.
+fn channel_of(name: &str) -> Option<(&str, &str)> {
+    name.rsplit_once('_').filter(|(_, channel)| channel.len() == 4 && channel.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// The volumes and pictures of a folder, sorted.
 fn files_of(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder).map_err(|e| Error::reading(folder, &e))?;
-    let mut files: Vec<PathBuf> = entries
-        .flatten()
-        .map(|e| e.path())
-        .filter(|p| p.is_file() && !p.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.')))
-        // Of a .hdr/.img pair the header stands for both.
-        .filter(|p| (nifti::is_nifti(p) && !stem_ends(p, ".img")) || pictures::is_picture(p))
-        .collect();
+    let all: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(|p| p.is_file()).collect();
+    let hidden = |p: &Path| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
+    // Of a .hdr/.img pair the header stands for both.
+    let read = |p: &Path| (nifti::is_nifti(p) && !stem_ends(p, ".img")) || pictures::is_picture(p);
+    let mut files: Vec<PathBuf> = all.iter().filter(|p| !hidden(p) && read(p)).cloned().collect();
     files.sort();
     if files.is_empty() {
-        return Err(Error::usage("no picture and no volume in this folder").at(folder).hint(match std::fs::read_dir(
-            folder,
-        )
-        .into_iter()
-        .flatten()
-        .flatten()
-        .find(|e| is_dicom(&e.path()))
-        {
-            Some(_) => dicom(folder),
-            None => "name the folder that holds the files".into(),
-        }));
+        let hint = match all.iter().any(|p| dicom::is_dicom(p)) {
+            true => dicom::hint(folder),
+            false => "name the folder that holds the files".into(),
+        };
+        return Err(Error::usage("no picture and no volume in this folder").at(folder).hint(hint));
     }
     Ok(files)
 }
 
 /// What to do with a file that segft does not read.
 fn readable(file: &Path) -> String {
-    match is_dicom(file) {
-        true => dicom(file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))),
+    match dicom::is_dicom(file) {
+        true => dicom::hint(file.parent().unwrap_or(Path::new("."))),
         false => "segft reads .nii, .nii.gz, .hdr/.img, .jpg, .png, .tif, .bmp".into(),
     }
-}
-
-fn is_dicom(file: &Path) -> bool {
-    file.extension().is_some_and(|e| e.eq_ignore_ascii_case("dcm") || e.eq_ignore_ascii_case("ima"))
-}
-
-/// A series makes one volume only with its geometry: that is another program's work.
-fn dicom(folder: &Path) -> String {
-    format!("DICOM is converted first: `dcm2niix -z y -o nifti {}`, then `segft predict nifti`", folder.display())
 }
 
 fn stem_ends(path: &Path, ending: &str) -> bool {
@@ -421,12 +428,14 @@ fn one(
         std::fs::create_dir_all(folder).map_err(|e| Error::writing(folder, &e))?;
     }
     case.write_labels(output, &labels)?;
-    if request.probabilities == Probabilities::Written {
-        case.write_probabilities(&probability_path(output), &probabilities)?;
+    let maps = (request.probabilities == Probabilities::Written).then(|| probability_path(output));
+    if let Some(path) = &maps {
+        case.write_probabilities(path, &probabilities)?;
     }
     Ok(Done {
         input: input.display().to_string(),
         mask: output.display().to_string(),
+        probabilities: maps.map(|path| path.display().to_string()),
         foreground: labels.voxels.iter().filter(|v| **v != 0).count(),
         voxels: labels.voxels.len(),
     })

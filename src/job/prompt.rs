@@ -28,7 +28,11 @@ pub(super) fn given(boxes: &[String], points: &[String], case: &Input, axis: Axi
             for text in boxes {
                 let [x0, y0, x1, y1]: [f32; 4] =
                     numbers(text)?.try_into().map_err(|_| wrong("box", text, "x0,y0,x1,y1"))?;
-                if !(0.0 <= x0 && x0 < x1 && x1 <= w && 0.0 <= y0 && y0 < y1 && y1 <= h) {
+                if x0 >= x1 || y0 >= y1 {
+                    return Err(Error::usage(format!("--box {text} has its corners the wrong way round, or no area"))
+                        .hint("corners are x0,y0,x1,y1 with x0 < x1 and y0 < y1, in pixels; y points down"));
+                }
+                if !(0.0 <= x0 && x1 <= w && 0.0 <= y0 && y1 <= h) {
                     return Err(Error::usage(format!("--box {text} does not lie in the picture of {w} × {h} pixels"))
                         .hint("corners are x0,y0,x1,y1 with x0 < x1 and y0 < y1"));
                 }

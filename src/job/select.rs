@@ -1,7 +1,7 @@
 //! `select`: which weights matter, from the training cases' gradients or inputs.
 
 use crate::config::Config;
-use crate::data::{self, Form, Splits};
+use crate::data::{self, Dataset, Form, Splits};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::image::{Resize, SliceFrame, Spacing};
@@ -57,7 +57,23 @@ pub fn prepare(config: &Config, progress: &Progress) -> Result<Splits> {
         progress.end();
         fetched?;
     }
-    data::prepare(&request)
+    let splits = data::prepare(&request)?;
+    check_ignored(&splits.dataset, &config.labels)?;
+    Ok(splits)
+}
+
+/// nnU-Net's label `ignore` means "nobody has looked here", which is neither foreground nor background.
+fn check_ignored(dataset: &Dataset, labels: &[u16]) -> Result<()> {
+    let ignored = dataset.classes.iter().find(|(_, name)| *name == "ignore").map(|(label, _)| *label);
+    match ignored {
+        Some(label) if labels.is_empty() || labels.contains(&label) => {
+            let others: Vec<String> = dataset.classes.keys().filter(|l| **l != label).map(u16::to_string).collect();
+            Err(Error::data(format!("label {label} is `ignore`, and would be taken for foreground"))
+                .at(&dataset.root)
+                .hint(format!("name what is foreground, as --labels {}: the rest is background", others.join(","))))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Training cases must hold something to learn. Some of several `--labels` that do not occur are warned of.

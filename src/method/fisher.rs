@@ -1,10 +1,11 @@
 //! Fisher information (FISH mask; Sung et al., NeurIPS 2021, arXiv 2111.09839) by neuron.
 //!
-//! In every output neuron of the image encoder, the k weights with the largest Σ g² over the training cases train: the
-//! diagonal of the empirical Fisher information. A case counts although another one pulls the other way, which is what
-//! GPS's |Σ g| leaves out. The paper ranks all weights together: `--group global`. Biases train, norms and position
-//! tables stay, as for GPS. Mergeable, no cost at inference; one pass forward and backward over the training cases and
-//! one buffer of the encoder's size.
+//! F = 1/n Σ (∂L/∂w)² over the n training cases is the diagonal of the empirical Fisher information; in every output
+//! neuron of the image encoder, the k weights with the largest F train, from their values in the base. A case counts
+//! although another one pulls the other way, which is what GPS's |Σ g| leaves out. The paper ranks all weights together:
+//! `--group global`. Biases train, norms and position tables stay, as for GPS: for SAM ViT-B and k = 1 167,936 values, for
+//! `tiny` 22,200. Mergeable, no cost at inference; one pass forward and backward over the training cases and one buffer of
+//! the encoder's size.
 
 use super::{Group, OtherScores, Rule, Score, Tuning};
 

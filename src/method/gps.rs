@@ -1,10 +1,12 @@
 //! Gradient-based parameter selection (GPS; Zhang et al., CVPR 2024, arXiv 2312.10136).
 //!
-//! In every output neuron of the image encoder, the k weights with the largest |Σ gradient| over the training cases
-//! are trained: rows of linear layers, rows of convolutions seen as `[out, in · kh · kw]`. Norms and position tables
-//! stay; biases train. Nothing is added to the network, so the result is an ordinary checkpoint (mergeable, no cost at
-//! inference). The choice costs one pass forward and backward over the training cases and one buffer of the encoder's
-//! size. k beyond the fan-in is the whole row.
+//! In every output neuron of the image encoder, the k weights with the largest |Σ ∂L/∂w| over the training cases train,
+//! from their values in the base: rows of linear layers, rows of convolutions seen as `[out, in · kh · kw]`. Norms and
+//! position tables stay; biases train. k beyond the fan-in is the whole row.
+//!
+//! For SAM ViT-B and k = 1 84,224 weights and 83,712 biases, 167,936 values, 0.187 % of the encoder; for `tiny` 22,200.
+//! Nothing is added to the network, so the result is an ordinary checkpoint: mergeable, no cost at inference. The choice
+//! costs one pass forward and backward over the training cases and one buffer of the encoder's size.
 //!
 //! With `--score` and `--group` it is the general form of choosing entries that other methods are special cases of.
 

@@ -2,8 +2,9 @@
 //! supertuning.
 //!
 //! In every output neuron of the image encoder, the k weights with the largest |w| train, from their values in the
-//! base; biases train, norms and position tables stay, as for GPS. Mergeable, no cost at inference; no pass over the
-//! training cases before: what GPS gains over this is what its gradients are worth.
+//! base; biases train, norms and position tables stay, as for GPS: for SAM ViT-B and k = 1 167,936 values, for `tiny`
+//! 22,200. Mergeable, no cost at inference; no pass over the training cases before: what GPS gains over this is what its
+//! gradients are worth.
 
 use super::{Group, OtherScores, Rule, Score, Tuning};
 

@@ -1,7 +1,8 @@
 //! Fine-tuning methods: pure decisions. A table of weights (and gradients) goes in, a plan comes out.
 //!
-//! A method says which weights train and how, and which it adds; it never sees a network. Attaching the plan, the optimizer, the loop, the
-//! patch and the report are the same for all of them. A new method is one file here and one line in [`methods`].
+//! A method says which weights train and how, and which it adds; it never sees a network. Attaching the plan, the
+//! optimizer, the loop, the patch and the report are the same for all of them. A new method is one file here and one line
+//! in [`methods`].
 
 mod adapter;
 mod added;
@@ -224,6 +225,7 @@ pub fn methods() -> &'static [(&'static str, &'static str, &'static dyn Tuning)]
         ("second-order", "as gps, with the largest squared gradient over curvature", &second_order::SecondOrder),
         ("neuroada", "a bypass, from zero, around the k largest weights per neuron, decoder", &neuroada::NeuroAda),
         ("sara", "the smallest weights of the encoder, from half-way those still small, decoder", &sara::Sara),
+        ("sara-one-stage", "as sara, but without choosing again half-way", &sara::SaraOneStage),
         ("lora", "a matrix of low rank added to queries and values, decoder", &lora::Lora),
         ("lora-all", "a matrix of low rank added to every linear layer of the encoder, decoder", &lora::LoraAll),
         ("ssf", "a scale and a shift behind every layer and norm of the encoder, decoder", &ssf::Ssf),
@@ -414,7 +416,8 @@ mod tests {
         let fixed = |name: &str| fixed_biases(find(name).unwrap());
         assert_eq!(["gps", "magnitude", "random", "fisher", "second-order"].map(fixed), [const { None }; 5]);
         assert_eq!(["full", "bitfit"].map(fixed), [const { Some(Change::Dense) }; 2]);
-        assert_eq!(["decoder", "norm", "neuroada", "sara"].map(fixed), [const { Some(Change::Frozen) }; 4]);
+        let none = ["decoder", "norm", "neuroada", "sara", "sara-one-stage"];
+        assert_eq!(none.map(fixed), [const { Some(Change::Frozen) }; 5]);
     }
 
     #[test]

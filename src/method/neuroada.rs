@@ -3,9 +3,9 @@
 //! y = (W + Δ) x + b with W and b as they are in the base and Δ zero but at the k entries of every output neuron with
 //! the largest |w|, where it starts at zero and trains: the fine-tune starts as the base, and a step so small that it
 //! would be lost in w is kept in Δ. Nothing else of the image encoder trains, no biases. For SAM ViT-B 84,224 k values,
-//! 0.094 k % of the encoder; the paper takes k = 1 and 20. Mergeable (W + Δ is written where the weight lies, so there
-//! is no second product), no cost at inference; no pass over the training cases before. `--score` asks for the paper's
-//! other choices: `gradient`, `random`, `smallest`.
+//! 0.094 k % of the encoder, for `tiny` 11,592 k; the paper takes k = 1 and 20. Mergeable (W + Δ is written where the
+//! weight lies, so there is no second product), no cost at inference; no pass over the training cases before. `--score`
+//! asks for the paper's other choices: `gradient`, `random`, `smallest`.
 
 use super::{Change, Form, Group, OtherScores, Rule, Score, Settings, Tuning};
 use crate::model::WeightSpec;

@@ -1,8 +1,9 @@
-//! Weights drawn by lot: the baseline that any way of choosing must beat at the same number.
+//! Weights drawn by lot: the baseline that any way of choosing must beat at the same number (as in the ablation of SaRA,
+//! arXiv 2409.06633).
 //!
 //! In every output neuron of the image encoder, k weights drawn from `--seed` train, from their values in the base;
-//! biases train, norms and position tables stay, as for GPS. Mergeable, no cost at inference; no pass over the training
-//! cases before.
+//! biases train, norms and position tables stay, as for GPS: for SAM ViT-B and k = 1 167,936 values, for `tiny` 22,200.
+//! Mergeable, no cost at inference; no pass over the training cases before.
 
 use super::{Group, OtherScores, Rule, Score, Tuning};
 

@@ -16,9 +16,10 @@
 //! differences of gradients at moved weights (`tune/gradients.rs`). It takes five passes over the training cases instead
 //! of one, and four buffers of the encoder's size instead of two; what it finds is noisy.
 //!
-//! The paper takes 0.5 % of every tensor: `--group tensor --ratio 0.005`; the default is GPS's number in every neuron, so that the two differ in their score alone. Biases
-//! train, norms and position tables stay, as for GPS. Mergeable, no cost at inference; one pass forward and backward
-//! over the training cases and two buffers of the encoder's size.
+//! The paper takes 0.5 % of every tensor: `--group tensor --ratio 0.005`; the default is GPS's number in every neuron, so
+//! that the two differ in their score alone. Biases train, norms and position tables stay, as for GPS: for SAM ViT-B and
+//! k = 1 167,936 values, for `tiny` 22,200. Mergeable, no cost at inference; one pass forward and backward over the
+//! training cases and two buffers of the encoder's size.
 
 use super::{Group, OtherScores, Rule, Score, Tuning};
 

@@ -72,10 +72,10 @@ impl Tissue {
 fn grid(draw: &mut Draw) -> (Grid, [f64; 3]) {
     let plane = 2 * (29 + draw.below(7));
     let sizes = [plane, plane, 20 + draw.below(9)];
-    let in_plane = f64::from(draw.between(345.0, 400.0)) / plane as f64;
+    let in_plane = f64::from(draw.between(330.0, 430.0)) / plane as f64;
     // Rounded to a tenth, as scanners do.
     let round = |mm: f64| (mm * 10.0).round() / 10.0;
-    let spacings = [round(in_plane), round(in_plane), round(f64::from(draw.between(7.0, 10.0)))];
+    let spacings = [round(in_plane), round(in_plane), round(f64::from(draw.between(8.5, 11.0)))];
     // Directions of the patient's axes, turned a little in half of the volumes.
     let lean = if draw.chance(0.5) { draw.between(0.03, 0.25) } else { 0.0 };
     let mut nudge = |axis: [f64; 3]| axis.map(|c| c + f64::from(lean * draw.between(-1.0, 1.0)));
@@ -103,7 +103,9 @@ fn grid(draw: &mut Draw) -> (Grid, [f64; 3]) {
     for row in 0..3 {
         let offset = f64::from(draw.between(-60.0, 60.0));
         grid.affine[row][3] = f64::from((offset - middle[row]) as f32);
-        centre[row] = offset + f64::from(draw.between(-6.0, 6.0));
+        // No two scans begin at the same height, and few have the patient in their middle.
+        let away = if row == 2 { 50.0 } else { 30.0 };
+        centre[row] = offset + f64::from(draw.between(-away, away));
     }
     (grid, centre)
 }
@@ -126,9 +128,9 @@ struct Blob {
 
 impl Blob {
     fn new(centre: [f32; 3], radii: [f32; 3], draw: &mut Draw) -> Blob {
-        let mut near = |c: f32| c + draw.between(-6.0, 6.0);
+        let mut near = |c: f32| c + draw.between(-8.0, 8.0);
         let centre = vec3(near(centre[0]), near(centre[1]), near(centre[2]));
-        let mut about = |r: f32| r * draw.between(0.85, 1.15);
+        let mut about = |r: f32| r * draw.between(0.82, 1.18);
         Blob { centre, radii: vec3(about(radii[0]), about(radii[1]), about(radii[2])) }
     }
 

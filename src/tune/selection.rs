@@ -7,6 +7,8 @@ use crate::model::WeightSpec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+/// Its name in a run folder.
+pub const FILE: &str = "selection.safetensors";
 /// Version of the file's layout.
 const FORMAT: &str = "1";
 
@@ -83,11 +85,12 @@ impl Selection {
         write(path, &notes, &tensors)
     }
 
-    /// Reads a file.
+    /// Reads a file, or that of a run folder.
     ///
     /// # Errors
     /// A weights error when it is damaged or no selection.
     pub fn load(path: &Path) -> Result<Selection> {
+        let path = &if path.is_dir() { path.join(FILE) } else { path.to_path_buf() };
         let mut reader = Reader::open(path)?;
         let mut notes = reader.notes();
         if notes.get("kind").map(String::as_str) != Some("selection") {

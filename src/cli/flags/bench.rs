@@ -11,7 +11,7 @@ pub(in crate::cli) struct Bench {
     /// Side of the square; the model's own by default
     #[arg(long)]
     image: Option<usize>,
-    /// encode, predict, or a method for one training step of it
+    /// encode, predict, chain (forward and the gradients of inputs alone), or a method for one training step of it
     #[arg(long, default_value = "gps")]
     mode: String,
     /// Pictures at once

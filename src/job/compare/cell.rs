@@ -70,6 +70,9 @@ pub(super) struct Cell {
     pub encoder_parameters: Option<usize>,
     #[serde(default)]
     pub patch_bytes: Option<u64>,
+    /// What the fine-tune adds to the time of encoding a picture, as a part of it.
+    #[serde(default)]
+    pub extra_inference: Option<f64>,
     /// Validation included.
     pub seconds_per_step: Option<f64>,
     pub peak_rss_mib: Option<u64>,

@@ -16,10 +16,10 @@ mod row;
 mod table;
 
 use super::train::{self, Judge};
-use super::{base, select};
+use super::{base, bench, select};
 use crate::config::Config;
 use crate::data::{self, Form, Splits, named};
-use crate::device::forget_peak;
+use crate::device::{self, forget_peak};
 use crate::error::{Error, Kind, Result};
 use crate::image::Spacing;
 use crate::io::Replace;
@@ -29,6 +29,7 @@ use crate::progress::Progress;
 use crate::run::Run;
 use crate::score::report::CaseMetrics;
 use crate::signal;
+use crate::tune::patch::{Direction, Patch};
 use crate::tune::selection::Selection;
 use cell::{Cell, Setup, Trial};
 use row::Row;
@@ -456,6 +457,7 @@ impl Work<'_> {
             trained_encoder_parameters: Some(metrics.trained_encoder_parameters),
             encoder_parameters: Some(metrics.encoder_parameters),
             patch_bytes: metrics.patch_bytes,
+            extra_inference: Some(self.extra_inference(row, &folder)?),
             seconds_per_step: metrics.seconds_per_step,
             peak_rss_mib: metrics.peak_rss_mib,
             device: metrics.device,
@@ -464,6 +466,16 @@ impl Work<'_> {
         cell::write(&path, &cell)?;
         self.remove(&folder)?;
         self.remove(&doubled_folder)
+    }
+
+    /// What the fine-tune in a run folder adds to the time of encoding a picture.
+    fn extra_inference(&self, row: &Row, folder: &Path) -> Result<f64> {
+        let config = row.config(&self.request.config)?;
+        let patch = Patch::load(&Run { folder: folder.to_path_buf() }.patch())?;
+        let mut tuned = base::load(&config.model)?;
+        patch.turn(&mut tuned, Direction::Apply)?;
+        let device = device::choose(&config.device)?.device;
+        Ok(bench::extra_time(base::load(&config.model)?, tuned, patch.about.preprocessing.image_size, &device))
     }
 
     /// The validation mDice of a training that never sees a test case; `None` when the loss ran away.

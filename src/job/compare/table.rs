@@ -54,6 +54,8 @@ pub(super) struct Row {
     pub(super) trained_encoder_parameters: Option<usize>,
     encoder_parameters: Option<usize>,
     patch_bytes: Option<u64>,
+    /// What fine-tunes add to the time of encoding a picture, as a part of it: the mean over seeds.
+    extra_inference: Option<f64>,
     seconds_per_step: Option<f64>,
     /// The lowest over seeds: what the process kept from earlier trainings only adds.
     peak_rss_mib: Option<u64>,
@@ -175,6 +177,7 @@ impl Group {
             trained_encoder_parameters: first.and_then(|cell| cell.trained_encoder_parameters),
             encoder_parameters: first.and_then(|cell| cell.encoder_parameters),
             patch_bytes: first.and_then(|cell| cell.patch_bytes),
+            extra_inference: mean(&of(|cell| cell.extra_inference)),
             seconds_per_step: mean(&of(|cell| cell.seconds_per_step)),
             peak_rss_mib: self.cells.iter().filter_map(|cell| cell.peak_rss_mib).min(),
             converged: self.converged(),
@@ -297,6 +300,7 @@ impl Table {
             "trained_encoder_parameters",
             "encoder_parameters",
             "patch_bytes",
+            "extra_inference",
             "seconds_per_step",
             "peak_rss_mib",
             "converged",
@@ -307,7 +311,7 @@ impl Table {
                 (&row.method, row.size, row.seeds.len(), row.seeds_wanted),
                 (row.mdice, row.mdice_sd, row.mdice_ci95.map(|[low, _]| low), row.mdice_ci95.map(|[_, high]| high)),
                 (row.miou, row.lr, row.trained_parameters, row.parameters),
-                (row.trained_encoder_parameters, row.encoder_parameters, row.patch_bytes),
+                (row.trained_encoder_parameters, row.encoder_parameters, row.patch_bytes, row.extra_inference),
                 (row.seconds_per_step, row.peak_rss_mib, row.converged),
             ))
             .map_err(|e| failed(&e))?;
@@ -318,13 +322,17 @@ impl Table {
 
     /// The table for a README, with what may be said about it.
     pub fn markdown(&self) -> String {
-        let mut text = String::from(
-            "| method | cases | mDice | 95 % over cases | mIoU | trained values | of the encoder | of all | patch KiB | s a step | peak MiB | twice the steps |\n\
-             |---|---|---|---|---|---|---|---|---|---|---|---|\n",
-        );
+        // Comparisons of before it was measured have no such column.
+        let inference = self.rows.iter().any(|row| row.extra_inference.is_some());
+        let mut columns =
+            vec!["method", "cases", "mDice", "95 % over cases", "mIoU", "trained values", "of the encoder"];
+        columns.extend(["of all", "patch KiB"]);
+        columns.extend(inference.then_some("at inference"));
+        columns.extend(["s a step", "peak MiB", "twice the steps"]);
+        let mut text = format!("| {} |\n|{}\n", columns.join(" | "), "---|".repeat(columns.len()));
         // Writing to a string cannot fail.
         for row in &self.rows {
-            let _ = writeln!(text, "| {} |", row.fields().join(" | "));
+            let _ = writeln!(text, "| {} |", row.fields(inference).join(" | "));
         }
         for comparison in &self.comparisons {
             let _ = write!(text, "\n{}.\n", comparison.sentence());
@@ -346,13 +354,17 @@ impl Table {
              for each training. The interval is a bootstrap over cases of each case's mean over seeds. The learning \
              rate of every method{} was chosen by {trials} {} on validation cases. Twice the steps: whether \
              doubling them moves the first seed's validation mDice by less than 0.01; numbers in brackets do not count. \
-             Seconds include validation; the peak is that of the seed with the lowest, since memory kept from earlier \
+             {}Seconds include validation; the peak is that of the seed with the lowest, since memory kept from earlier \
              trainings only adds.",
             match self.tuned_at {
                 Some(size) => format!(", with {size} cases for all sizes,"),
                 None => " and size".into(),
             },
-            if trials == 1 { "trial" } else { "trials" }
+            if trials == 1 { "trial" } else { "trials" },
+            match self.rows.iter().any(|row| row.extra_inference.is_some()) {
+                true => "At inference: what encoding a picture takes more than with the base; 0 where the fine-tune merges. ",
+                false => "",
+            }
         ));
         if self.comparisons.iter().any(|c| c.paired.is_some()) {
             notes.push(
@@ -366,7 +378,7 @@ impl Table {
 }
 
 impl Row {
-    fn fields(&self) -> [String; 12] {
+    fn fields(&self, inference: bool) -> Vec<String> {
         let or_hole = |text: Option<String>| text.unwrap_or_else(|| "–".into());
         let present = match self.seeds.len() {
             n if n > 0 && n < self.seeds_wanted => format!(" ({n} of {} seeds)", self.seeds_wanted),
@@ -380,7 +392,8 @@ impl Row {
         let share = |part: Option<usize>, all: Option<usize>| {
             part.zip(all).map(|(part, all)| format!("{:.2} %", 100.0 * part as f64 / all as f64))
         };
-        [
+        let more = |part: f64| if part == 0.0 { "0".to_string() } else { format!("{:+.0} %", 100.0 * part) };
+        let mut fields = vec![
             self.method.clone(),
             self.size.to_string(),
             format!("{}{present}", score(self.mdice.map(|m| format!("{m:.3}{sd}")))),
@@ -390,10 +403,16 @@ impl Row {
             or_hole(share(self.trained_encoder_parameters, self.encoder_parameters)),
             or_hole(share(self.trained_parameters, self.parameters)),
             or_hole(self.patch_bytes.map(|bytes| thousands(bytes.div_ceil(1024) as usize))),
+        ];
+        if inference {
+            fields.push(or_hole(self.extra_inference.map(more)));
+        }
+        fields.extend([
             or_hole(self.seconds_per_step.map(|s| format!("{s:.2}"))),
             or_hole(self.peak_rss_mib.map(|mib| mib.to_string())),
             or_hole(self.converged.map(|yes| if yes { "converged" } else { "not converged" }.into())),
-        ]
+        ]);
+        fields
     }
 }
 
@@ -528,6 +547,7 @@ mod tests {
             trained_encoder_parameters: Some(5000),
             encoder_parameters: Some(1_000_000),
             patch_bytes: Some(1025),
+            extra_inference: Some(0.123),
             seconds_per_step: Some(0.5),
             peak_rss_mib: Some(100),
             device: "cpu".into(),
@@ -563,8 +583,10 @@ mod tests {
         // In the row, the fourth case's mean is over the seed that has one.
         let row = first.row(3, 0);
         assert!((row.mdice.unwrap() - (0.4 + 0.675) / 2.0).abs() < 1e-12);
-        assert_eq!(row.fields()[5..9], ["1,234,567", "0.50 %", "12.35 %", "2"]);
-        assert!(row.fields()[2].ends_with("(2 of 3 seeds)"), "{:?}", row.fields());
+        assert_eq!(row.fields(false)[5..10], ["1,234,567", "0.50 %", "12.35 %", "2", "0.50"]);
+        assert_eq!(row.fields(true)[8..11], ["2", "+12 %", "0.50"]);
+        assert_eq!(Row { extra_inference: Some(0.0), ..row.clone() }.fields(true)[9], "0");
+        assert!(row.fields(false)[2].ends_with("(2 of 3 seeds)"), "{:?}", row.fields(false));
         let comparison = Comparison { p_holm: Some(0.25), ..found };
         let sentence = comparison.sentence();
         assert!(
@@ -580,11 +602,11 @@ mod tests {
         let of = |method: &str, converged| group(method, vec![cell(method, 0, converged, &[Some(0.5), Some(0.6)])]);
         let found = against(&of("gps", Some(true)), &of("full", Some(false)), 0);
         assert_eq!((found.paired, found.reason.as_deref()), (None, Some("full has not converged")));
-        assert!(of("full", Some(false)).row(1, 0).fields()[2].starts_with('('));
+        assert!(of("full", Some(false)).row(1, 0).fields(false)[2].starts_with('('));
         let found = against(&of("gps", Some(true)), &of("full", None), 0);
         assert!(found.reason.unwrap().contains("missing"));
         let hole = group("full", Vec::new());
-        assert_eq!(hole.row(1, 0).fields()[2..].iter().filter(|f| *f == "–").count(), 10);
+        assert_eq!(hole.row(1, 0).fields(false)[2..].iter().filter(|f| *f == "–").count(), 10);
         assert!(against(&of("gps", Some(true)), &hole, 0).paired.is_none());
     }
 

@@ -185,8 +185,10 @@ fn check_cases(selection: &Selection, splits: &Splits, allow_leak: bool, progres
 /// As [`start`]; a data error when cases changed since, a usage error when the run is complete.
 pub fn resume(run: Run, progress: &Progress) -> Result<Outcome> {
     if run.is_completed() {
-        // Perhaps it was ended just before this.
-        tell_latest(&run, progress);
+        // Perhaps it was ended just before it could be marked.
+        if run.was_not_marked() {
+            tell_latest(&run, progress);
+        }
         return Err(Error::usage("the run is complete: nothing to resume").at(run.folder));
     }
     let config = Config::load(&run.config())?;

@@ -106,12 +106,12 @@ fn plain(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::tests::{close, wave};
     use super::*;
 
     #[test]
-    fn equals_the_plain_operations() {
+    pub(in super::super) fn equals_the_plain_operations() {
         for denominator in [Denominator::Epsilon(1e-8), Denominator::Atan2] {
             let (values, gradient) = (wave([40_000], 0.37), wave([40_000], 0.11));
             let moments = (wave([40_000], 0.3), wave([40_000], 0.2) * wave([40_000], 0.2));

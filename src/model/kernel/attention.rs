@@ -44,7 +44,13 @@ pub fn cross_attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -
     Tensor::from_dispatch(<Dispatch as Attention>::fused_cross(q, k, v, heads))
 }
 
-fn plain_self(qkv: Tensor<3>, rel_h: Tensor<2>, rel_w: Tensor<2>, heads: usize, [h, w]: [usize; 2]) -> Tensor<3> {
+pub(super) fn plain_self(
+    qkv: Tensor<3>,
+    rel_h: Tensor<2>,
+    rel_w: Tensor<2>,
+    heads: usize,
+    [h, w]: [usize; 2],
+) -> Tensor<3> {
     let ([b, m, c], n) = (qkv.dims(), h * w);
     let (width, c) = (c / 3 / heads, c / 3);
     let qkv = qkv.reshape([b, m, 3, heads, width]).permute([2, 0, 3, 1, 4]).reshape([3, b * heads, m, width]);
@@ -106,33 +112,49 @@ pub trait Attention: Backend {
 
 /// One head of one picture: `n` queries, `m` keys and values, all `d` wide.
 #[derive(Debug, Clone, Copy)]
-struct Head<'a> {
-    n: usize,
-    m: usize,
-    d: usize,
-    q: Matrix<'a>,
-    k: Matrix<'a>,
-    v: Matrix<'a>,
-    positions: Option<Positions<'a>>,
+pub(super) struct Head<'a> {
+    pub(super) n: usize,
+    pub(super) m: usize,
+    pub(super) d: usize,
+    pub(super) q: Matrix<'a>,
+    pub(super) k: Matrix<'a>,
+    pub(super) v: Matrix<'a>,
+    pub(super) positions: Option<Positions<'a>>,
 }
 
-/// Tables of relative positions, `[2h - 1, d]` and `[2w - 1, d]`.
+/// Tables of relative positions, `[2h - 1, d]` and `[2w - 1, d]`, of `h` · `w` keys. Queries stand `cols` a row.
 #[derive(Debug, Clone, Copy)]
-struct Positions<'a> {
-    h: usize,
-    w: usize,
-    along_h: &'a [f32],
-    along_w: &'a [f32],
+pub(super) struct Positions<'a> {
+    pub(super) h: usize,
+    pub(super) w: usize,
+    pub(super) cols: usize,
+    pub(super) along_h: &'a [f32],
+    pub(super) along_w: &'a [f32],
 }
 
 /// Gradients of one head: contiguous `[n, d]`, `[m, d]`, `[m, d]`, and of its position tables.
 #[derive(Debug, Default)]
-struct HeadGradient {
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    along_h: Vec<f32>,
-    along_w: Vec<f32>,
+pub(super) struct HeadGradient {
+    pub(super) q: Vec<f32>,
+    pub(super) k: Vec<f32>,
+    pub(super) v: Vec<f32>,
+    pub(super) along_h: Vec<f32>,
+    pub(super) along_w: Vec<f32>,
+}
+
+impl HeadGradient {
+    /// That of queries, keys or values.
+    pub(super) fn take(&mut self, part: usize) -> Vec<f32> {
+        std::mem::take([&mut self.q, &mut self.k, &mut self.v][part])
+    }
+}
+
+/// The gradient of a table of positions: the heads' in their order.
+pub(super) fn table_gradient(heads: &[HeadGradient], table: fn(&HeadGradient) -> &[f32], len: usize) -> Vec<f32> {
+    heads.iter().fold(vec![0f32; len], |mut sum, head| {
+        sum.iter_mut().zip(table(head)).for_each(|(s, p)| *s += p);
+        sum
+    })
 }
 
 impl<'a> Matrix<'a> {
@@ -156,18 +178,18 @@ impl Head<'_> {
         let scale = (d as f32).powf(-0.5);
         match self.positions {
             None => softmax(p, m, scale),
-            Some(Positions { h, w, along_h, along_w }) => {
+            Some(Positions { h, w, cols, along_h, along_w }) => {
                 let (mut by_h, mut by_w) = (vec![0f32; rows * (2 * h - 1)], vec![0f32; rows * (2 * w - 1)]);
                 product([rows, d, 2 * h - 1], q, Matrix::new(along_h, d).t(), &mut by_h, false, Threads::One);
                 product([rows, d, 2 * w - 1], q, Matrix::new(along_w, d).t(), &mut by_w, false, Threads::One);
-                add_positions(p, m, first, h, w, scale, &by_h, &by_w);
+                add_positions(p, m, first, cols, [h, w], scale, &by_h, &by_w);
                 softmax(p, m, 1.0);
             }
         }
     }
 
     /// The head's output, `[n, d]`.
-    fn forward(&self) -> Vec<f32> {
+    pub(super) fn forward(&self) -> Vec<f32> {
         let Head { n, m, d, .. } = *self;
         let mut out = vec![0f32; n * d];
         let mut p = Scratch::of(self.block() * m);
@@ -180,7 +202,7 @@ impl Head<'_> {
         out
     }
 
-    fn backward(&self, dy: Matrix<'_>) -> HeadGradient {
+    pub(super) fn backward(&self, dy: Matrix<'_>) -> HeadGradient {
         let Head { n, m, d, .. } = *self;
         let scale = (d as f32).powf(-0.5);
         let mut g =
@@ -197,10 +219,10 @@ impl Head<'_> {
             product([rows, m, d], Matrix::new(ds, m), self.k, dq, false, Threads::One);
             dq.iter_mut().for_each(|v| *v *= scale);
             product([m, rows, d], Matrix::new(ds, m).t(), q, &mut g.k, true, Threads::One);
-            if let Some(Positions { h, w, along_h, along_w }) = self.positions {
+            if let Some(Positions { h, w, cols, along_h, along_w }) = self.positions {
                 let (wide, tall) = (2 * w - 1, 2 * h - 1);
                 let (mut by_h, mut by_w) = (vec![0f32; rows * tall], vec![0f32; rows * wide]);
-                sum_positions(ds, m, first, h, w, &mut by_h, &mut by_w);
+                sum_positions(ds, m, first, cols, [h, w], &mut by_h, &mut by_w);
                 product([rows, tall, d], Matrix::new(&by_h, tall), Matrix::new(along_h, d), dq, true, Threads::One);
                 product([rows, wide, d], Matrix::new(&by_w, wide), Matrix::new(along_w, d), dq, true, Threads::One);
                 g.along_h.resize(tall * d, 0.0);
@@ -224,7 +246,7 @@ widest! {
             }
             let highest = highest.iter().fold(f32::MIN, |h, v| h.max(*v));
             row.iter_mut().for_each(|v| *v = exp_negative((highest - *v) * scale));
-            let factor = 1.0 / lanes(row.len(), |i| row[i]);
+            let factor = 1.0 / lanes([row], |[v]| v);
             row.iter_mut().for_each(|v| *v *= factor);
         }
     }
@@ -234,19 +256,21 @@ widest! {
     /// ds = p · (dp - Σ p · dp), where `ds` comes in as dp.
     fn softmax_gradient(p: &[f32], ds: &mut [f32], m: usize) {
         for (p, ds) in p.chunks_exact(m).zip(ds.chunks_exact_mut(m)) {
-            let dot = lanes(m, |i| p[i] * ds[i]);
+            let dot = lanes([p, ds], |[p, ds]| p * ds);
             ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds - dot));
         }
     }
 }
 
 widest! {
-    /// Scores of queries from `first` on: scaled, and what their positions add. Of `m` keys the first have a position.
-    fn add_positions(s: &mut [f32], m: usize, first: usize, h: usize, w: usize, scale: f32, by_h: &[f32], by_w: &[f32]) {
+    /// Scores of queries from `first` on, `cols` a row: scaled, and what their positions add. Of `m` keys the first, h × w,
+    /// have a position.
+    fn add_positions(s: &mut [f32], m: usize, first: usize, cols: usize, size: [usize; 2], scale: f32, by_h: &[f32], by_w: &[f32]) {
+        let [h, w] = size;
         let mut along = vec![0f32; w];
         let rows = s.chunks_exact_mut(m).zip(by_h.chunks_exact(2 * h - 1)).zip(by_w.chunks_exact(2 * w - 1));
         for (query, ((s, by_h), by_w)) in rows.enumerate() {
-            let (y, x) = ((first + query) / w, (first + query) % w);
+            let (y, x) = ((first + query) / cols, (first + query) % cols);
             // Offsets fall as keys rise.
             along.iter_mut().zip(by_w[x..x + w].iter().rev()).for_each(|(a, b)| *a = *b);
             let (placed, others) = s.split_at_mut(h * w);
@@ -260,14 +284,15 @@ widest! {
 
 widest! {
     /// The gradient of what positions add, summed over the keys that share an offset.
-    fn sum_positions(ds: &[f32], m: usize, first: usize, h: usize, w: usize, by_h: &mut [f32], by_w: &mut [f32]) {
+    fn sum_positions(ds: &[f32], m: usize, first: usize, cols: usize, size: [usize; 2], by_h: &mut [f32], by_w: &mut [f32]) {
+        let [h, w] = size;
         let mut along = vec![0f32; w];
         let rows = ds.chunks_exact(m).zip(by_h.chunks_exact_mut(2 * h - 1)).zip(by_w.chunks_exact_mut(2 * w - 1));
         for (query, ((ds, by_h), by_w)) in rows.enumerate() {
-            let (y, x) = ((first + query) / w, (first + query) % w);
+            let (y, x) = ((first + query) / cols, (first + query) % cols);
             along.fill(0.0);
             for (ds, up) in ds[..h * w].chunks_exact(w).zip(by_h[y..y + h].iter_mut().rev()) {
-                *up = lanes(w, |i| ds[i]);
+                *up = lanes([ds], |[d]| d);
                 along.iter_mut().zip(ds).for_each(|(a, d)| *a += d);
             }
             by_w[x..x + w].iter_mut().rev().zip(&along).for_each(|(to, a)| *to = *a);
@@ -336,12 +361,15 @@ impl<'a> Heads<'a> {
     }
 
     /// Writes `[rows or fewer, d]` of every head into pictures of `rows` rows of `row` values, from `offset` on.
-    fn join(&self, heads: &[impl AsRef<[f32]> + Sync], rows: usize, row: usize, offset: usize, out: &mut [f32]) {
+    fn join(&self, heads: &[Vec<f32>], rows: usize, row: usize, offset: usize, out: &mut [f32]) {
         let d = self.d;
-        out.par_chunks_mut(rows * row).zip(heads.par_chunks(self.heads)).for_each(|(out, heads)| {
-            for (head, values) in heads.iter().enumerate() {
-                for (out, values) in out.chunks_exact_mut(row).zip(values.as_ref().chunks_exact(d)) {
-                    out[offset + head * d..][..d].copy_from_slice(values);
+        out.par_chunks_mut(row).enumerate().for_each(|(at, out)| {
+            let (picture, at) = (at / rows, at % rows);
+            let heads = &heads[picture * self.heads..][..self.heads];
+            for (out, head) in out[offset..].chunks_exact_mut(d).zip(heads) {
+                // Of those that have none, nothing is written.
+                if let Some(values) = head.get(at * d..(at + 1) * d) {
+                    out.copy_from_slice(values);
                 }
             }
         });
@@ -360,7 +388,7 @@ impl Attention for Flex {
         let (qkv, rel_h, rel_w) = (qkv.to_contiguous(), rel_h.to_contiguous(), rel_w.to_contiguous());
         let shape = qkv.layout().shape();
         let (batch, m, width) = (shape[0], shape[1], shape[2] / 3);
-        let positions = Positions { h, w, along_h: floats(&rel_h), along_w: floats(&rel_w) };
+        let positions = Positions { h, w, cols: w, along_h: floats(&rel_h), along_w: floats(&rel_w) };
         let out = Heads::joint(floats(&qkv), m, width, heads, positions).forward();
         tensor(out, [batch, h * w, width])
     }
@@ -395,25 +423,20 @@ impl<C: CheckpointStrategy> Attention for Autodiff<Flex, C> {
                 let (qkv, rel_h, rel_w) = (qkv.to_contiguous(), rel_h.to_contiguous(), rel_w.to_contiguous());
                 let shape = qkv.layout().shape();
                 let (batch, m, width) = (shape[0], shape[1], shape[2] / 3);
-                let positions = Positions { h, w, along_h: floats(&rel_h), along_w: floats(&rel_w) };
+                let positions = Positions { h, w, cols: w, along_h: floats(&rel_h), along_w: floats(&rel_w) };
                 let all = Heads::joint(floats(&qkv), m, width, heads, positions);
                 let mut parts = all.backward(floats(&dy));
-                for (node, table) in [(h_node, 0), (w_node, 1)] {
+                let tables: [fn(&HeadGradient) -> &[f32]; 2] = [|g| &g.along_h, |g| &g.along_w];
+                for ((node, table), side) in [h_node, w_node].into_iter().zip(tables).zip([h, w]) {
                     let Some(node) = node else { continue };
-                    let rows = 2 * [h, w][table] - 1;
-                    let mut sum = vec![0f32; rows * all.d];
-                    for part in &parts {
-                        let part = if table == 0 { &part.along_h } else { &part.along_w };
-                        sum.iter_mut().zip(part).for_each(|(s, p)| *s += p);
-                    }
+                    let rows = 2 * side - 1;
+                    let sum = table_gradient(&parts, table, rows * all.d);
                     grads.register::<Flex>(node.id, tensor(sum, [rows, all.d]));
                 }
                 if let Some(node) = qkv_node {
                     let mut dqkv = vec![0f32; batch * m * 3 * width];
-                    let take: [fn(&mut HeadGradient) -> Vec<f32>; 3] =
-                        [|g| std::mem::take(&mut g.q), |g| std::mem::take(&mut g.k), |g| std::mem::take(&mut g.v)];
-                    for (i, take) in take.into_iter().enumerate() {
-                        let values: Vec<Vec<f32>> = parts.iter_mut().map(take).collect();
+                    for i in 0..3 {
+                        let values: Vec<Vec<f32>> = parts.iter_mut().map(|part| part.take(i)).collect();
                         all.join(&values, m, 3 * width, i * width, &mut dqkv);
                     }
                     grads.register::<Flex>(node.id, tensor(dqkv, [batch, m, 3 * width]));
@@ -451,11 +474,9 @@ impl<C: CheckpointStrategy> Attention for Autodiff<Flex, C> {
                 let (batch, width) = (q.layout().shape()[0], q.layout().shape()[2]);
                 let all = Heads::apart([&q, &k, &v].map(floats), batch, width, heads);
                 let mut parts = all.backward(floats(&dy));
-                let take: [fn(&mut HeadGradient) -> Vec<f32>; 3] =
-                    [|g| std::mem::take(&mut g.q), |g| std::mem::take(&mut g.k), |g| std::mem::take(&mut g.v)];
-                for ((node, take), rows) in ops.parents.into_iter().zip(take).zip([all.n, all.m, all.m]) {
+                for (i, (node, rows)) in ops.parents.into_iter().zip([all.n, all.m, all.m]).enumerate() {
                     let Some(node) = node else { continue };
-                    let values: Vec<Vec<f32>> = parts.iter_mut().map(take).collect();
+                    let values: Vec<Vec<f32>> = parts.iter_mut().map(|part| part.take(i)).collect();
                     let mut gradient = vec![0f32; batch * rows * width];
                     all.join(&values, rows, width, 0, &mut gradient);
                     grads.register::<Flex>(node.id, tensor(gradient, [batch, rows, width]));
@@ -476,7 +497,7 @@ impl<C: CheckpointStrategy> Attention for Autodiff<Flex, C> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::tests::{close, leaf, wave};
     use super::*;
     use crate::model::weights::to_vec;
@@ -487,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn self_attention_equals_the_plain_operations_forward_and_backward() {
+    pub(in super::super) fn self_attention_equals_the_plain_operations_forward_and_backward() {
         let run = |f: &dyn Fn(Tensor<3>, Tensor<2>, Tensor<2>, usize, [usize; 2]) -> Tensor<3>| {
             // 5 × 4 positions, 2 heads of 6: sizes that nothing divides.
             let (qkv, h, w) = (leaf([3, 20, 36], 0.37), leaf([9, 6], 1.3), leaf([7, 6], 0.7));
@@ -533,7 +554,7 @@ mod tests {
     }
 
     #[test]
-    fn cross_attention_equals_the_plain_operations_forward_and_backward() {
+    pub(in super::super) fn cross_attention_equals_the_plain_operations_forward_and_backward() {
         let run = |f: &dyn Fn(Tensor<3>, Tensor<3>, Tensor<3>, usize) -> Tensor<3>| {
             let (q, k, v) = (leaf([2, 7, 12], 0.37), leaf([2, 20, 12], 1.3), leaf([2, 20, 12], 0.7));
             let y = f(q.clone(), k.clone(), v.clone(), 3);

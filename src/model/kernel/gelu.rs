@@ -118,7 +118,7 @@ fn normal(x: f32) -> (f32, f32) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::model::weights::to_vec;
     use burn::tensor::{Device, TensorData, activation};
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn equals_the_plain_operation_forward_and_backward() {
+    pub(in super::super) fn equals_the_plain_operation_forward_and_backward() {
         let close = |a: Vec<f32>, b: Vec<f32>| {
             for (i, (a, b)) in a.iter().zip(&b).enumerate() {
                 assert!((a - b).abs() <= 1e-6 + 1e-6 * b.abs(), "{i}: {a} against {b}");

@@ -35,7 +35,7 @@ pub fn inputs<T>(rows: usize, work: impl FnOnce() -> T) -> (T, Inputs) {
 
 /// Does the work and sums the mean squares of what each linear layer and convolution is given: a number a column, no
 /// input is kept. The columns of a convolution are those of the matrix of gathered neighbours that it stands for, zeros of
-/// its padding among them; so do the zeros count that windows of attention are filled up with.
+/// its padding among them; the zeros that windows of attention are filled up with are no input of any layer.
 pub fn squares<T>(work: impl FnOnce() -> T) -> (T, Squares) {
     match looking(Seen::Squares(Squares::new()), work) {
         (result, Some(Seen::Squares(squares))) => (result, squares),

@@ -7,7 +7,7 @@
 
 use super::inputs::see;
 use super::tap::tap;
-use super::{Matrix, Threads, floats, indices, on_cpu, product, tensor};
+use super::{Matrix, Scratch, Threads, floats, indices, lanes, on_cpu, product, tensor, widest};
 use crate::model::weights::{Scope, Weight};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -21,12 +21,17 @@ use rayon::prelude::*;
 
 /// `x · Wᵀ + b` over the last dimension: `[…, fan_in]` → `[…, out]`, weight and bias found under `scope`.
 pub fn linear<const D: usize>(x: Tensor<D>, scope: &Scope<'_>) -> Tensor<D> {
-    affine(x, scope.get("weight"), Some(scope.get("bias").value.clone()))
+    affine(x, scope.get("weight"), Some(scope.get("bias").value.clone()), None)
+}
+
+/// `onto + x · Wᵀ + b`, as [`linear`] in one pass: a residual connection.
+pub fn linear_onto<const D: usize>(x: Tensor<D>, scope: &Scope<'_>, onto: Tensor<D>) -> Tensor<D> {
+    affine(x, scope.get("weight"), Some(scope.get("bias").value.clone()), Some(onto))
 }
 
 /// `x · Wᵀ` over the last dimension: `[…, fan_in]` → `[…, out]`.
 pub fn project<const D: usize>(x: Tensor<D>, weight: &Weight) -> Tensor<D> {
-    affine(x, weight, None)
+    affine(x, weight, None, None)
 }
 
 /// `x · Mᵀ` over the last dimension, by a matrix `[out, fan_in]` that is computed: `[…, fan_in]` → `[…, out]`.
@@ -40,17 +45,26 @@ pub fn by_matrix<const D: usize>(x: Tensor<D>, matrix: Tensor<2>) -> Tensor<D> {
     }
     let flat: Tensor<1> = matrix.reshape([out * fan_in]);
     let chosen = Tensor::zeros([1], &flat.device().without_autodiff());
-    fused(x, [out, fan_in], flat.clone(), (flat, chosen, false), None)
+    fused(x, [out, fan_in], flat.clone(), (flat, chosen, false), None, None)
 }
 
-fn affine<const D: usize>(x: Tensor<D>, weight: &Weight, bias: Option<Tensor<1>>) -> Tensor<D> {
+fn affine<const D: usize>(
+    x: Tensor<D>,
+    weight: &Weight,
+    bias: Option<Tensor<1>>,
+    onto: Option<Tensor<D>>,
+) -> Tensor<D> {
     see(&x, weight);
     if !on_cpu(&x) {
-        return plain(x, weight, bias);
+        let y = plain(x, weight, bias);
+        return match onto {
+            None => y,
+            Some(onto) => onto + y,
+        };
     }
     let (out, fan_in) = weight.spec.matrix();
     let leaf = leaf(&x, weight);
-    fused(x, [out, fan_in], weight.value.clone(), leaf, bias)
+    fused(x, [out, fan_in], weight.value.clone(), leaf, bias, onto)
 }
 
 fn fused<const D: usize>(
@@ -59,18 +73,23 @@ fn fused<const D: usize>(
     weight: Tensor<1>,
     (leaf, chosen, sparse): (Tensor<1>, Tensor<1, Int>, bool),
     bias: Option<Tensor<1>>,
+    onto: Option<Tensor<D>>,
 ) -> Tensor<D> {
     let mut shape = x.dims();
     let rows: usize = shape[..D - 1].iter().product();
     let device = x.device().without_autodiff();
     let bias = bias.unwrap_or_else(|| Tensor::zeros([out], &device));
+    let residual = onto.is_some();
+    let onto = onto.map_or_else(|| Tensor::zeros([1, 1], &device), |onto| onto.reshape([rows, out]));
     let y = Tensor::<2>::from_dispatch(<Dispatch as Linear>::fused_linear(
         x.reshape([rows, fan_in]).into_dispatch(),
         weight.into_dispatch(),
         leaf.into_dispatch(),
         bias.into_dispatch(),
         chosen.into_dispatch(),
+        onto.into_dispatch(),
         sparse,
+        residual,
     ));
     shape[D - 1] = out;
     y.reshape(shape)
@@ -119,14 +138,18 @@ pub(super) fn plain<const D: usize>(x: Tensor<D>, weight: &Weight, bias: Option<
 #[backend_extension(Flex, Autodiff)]
 pub trait Linear: Backend {
     /// `x · Wᵀ + b`: `[tokens, fan_in]`, flat `[out · fan_in]`, `[out]` → `[tokens, out]`. `leaf` is the weight itself,
-    /// or, when `sparse`, its values at the flat indices `chosen`: what gradients reach.
+    /// or, when `sparse`, its values at the flat indices `chosen`: what gradients reach. With `residual` all of it is
+    /// added to `onto`, `[tokens, out]`.
+    #[allow(clippy::too_many_arguments, reason = "an operation takes tensors and numbers one by one")]
     fn fused_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         leaf: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         chosen: IntTensor<Self>,
+        onto: FloatTensor<Self>,
         sparse: bool,
+        residual: bool,
     ) -> FloatTensor<Self>;
 }
 
@@ -137,33 +160,118 @@ impl Linear for Flex {
         _: FlexTensor,
         bias: FlexTensor,
         _: FlexTensor,
+        onto: FlexTensor,
         _: bool,
+        residual: bool,
     ) -> FlexTensor {
         let (x, fan_in) = (x.to_contiguous(), x.layout().shape()[1]);
         let (x, weight, bias) = (floats(&x), floats(&weight), floats(&bias));
         let (rows, out) = (x.len() / fan_in, bias.len());
-        let mut y = Vec::with_capacity(rows * out);
-        (0..rows).for_each(|_| y.extend_from_slice(bias));
+        let mut y = vec![0f32; rows * out];
+        // On all threads: this is where the pages of a large output are touched first.
+        match residual {
+            false => y.par_chunks_mut(out.max(1)).for_each(|row| row.copy_from_slice(bias)),
+            true => {
+                let onto = onto.to_contiguous();
+                let pairs = y.par_chunks_mut(out.max(1)).zip(floats(&onto).par_chunks(out.max(1)));
+                pairs.for_each(|(y, onto)| y.iter_mut().zip(onto).zip(bias).for_each(|((y, o), b)| *y = o + b));
+            }
+        }
         let w = Matrix::new(weight, fan_in).t();
         product([rows, fan_in, out], Matrix::new(x, fan_in), w, &mut y, true, Threads::All);
         tensor(y, [rows, out])
     }
 }
 
-/// Σ_t dy[t, row] · x[t, col] for every flat index `row · fan_in + col`.
+/// Tokens whose columns are laid out one after another at once.
+const TILE: usize = 256;
+/// Entries that a thread takes at once.
+const ENTRIES: usize = 256;
+/// From this part of a weight on, its gradient is computed a tile of rows at a time, and the entries picked out.
+const DENSE_FROM: usize = 4;
+/// Rows of such a tile.
+const TILE_ROWS: usize = 64;
+
+/// Σ_t dy[t, row] · x[t, col] for every flat index `row · fan_in + col`, sorted.
 fn chosen_gradient(x: &[f32], dy: &[f32], chosen: &[u32], fan_in: usize) -> Vec<f32> {
     let out = dy.len() * fan_in / x.len().max(1);
+    if chosen.len() * DENSE_FROM > out * fan_in {
+        return chosen_from_tiles(x, dy, chosen, fan_in);
+    }
+    let (rows, row_of) = distinct(chosen.iter().map(|i| *i as usize / fan_in), out);
+    let (cols, col_of) = distinct(chosen.iter().map(|i| *i as usize % fan_in), fan_in);
+    let (mut x_columns, mut dy_columns) = (Scratch::of(cols.len() * TILE), Scratch::of(rows.len() * TILE));
     let mut sums = vec![0f32; chosen.len()];
-    // Threads share the entries, not the tokens: every sum is taken in the same order whatever their number.
-    sums.par_chunks_mut(256).zip(chosen.par_chunks(256)).for_each(|(sums, chosen)| {
-        let at: Vec<(usize, usize)> = chosen.iter().map(|i| (*i as usize / fan_in, *i as usize % fan_in)).collect();
-        for (x, dy) in x.chunks_exact(fan_in).zip(dy.chunks_exact(out)) {
-            for (sum, (row, col)) in sums.iter_mut().zip(&at) {
-                *sum += dy[*row] * x[*col];
+    for (x, dy) in x.chunks(TILE * fan_in).zip(dy.chunks(TILE * out)) {
+        columns(x, fan_in, &cols, &mut x_columns);
+        columns(dy, out, &rows, &mut dy_columns);
+        let tokens = x.len() / fan_in;
+        // Threads share the entries, not the tokens: every sum is taken in the same order whatever their number.
+        let places = row_of.par_chunks(ENTRIES).zip(col_of.par_chunks(ENTRIES));
+        let (x_columns, dy_columns): (&[f32], &[f32]) = (&x_columns, &dy_columns);
+        sums.par_chunks_mut(ENTRIES).zip(places).for_each(|(sums, (rows, cols))| {
+            dots(dy_columns, rows, x_columns, cols, tokens, sums);
+        });
+    }
+    sums
+}
+
+/// Which of `n` places occur, rising, and for each of those given where in that list it stands.
+fn distinct(places: impl Iterator<Item = usize> + Clone, n: usize) -> (Vec<u32>, Vec<u32>) {
+    let mut at = vec![u32::MAX; n];
+    places.clone().for_each(|place| at[place] = 0);
+    let occurring: Vec<u32> = (0..n as u32).filter(|place| at[*place as usize] == 0).collect();
+    for (n, place) in occurring.iter().enumerate() {
+        at[*place as usize] = n as u32;
+    }
+    let found = places.map(|place| at[place]).collect();
+    (occurring, found)
+}
+
+/// These columns of `x`, `[tokens, width]`, into rows of [`TILE`] values.
+fn columns(x: &[f32], width: usize, wanted: &[u32], out: &mut [f32]) {
+    // So many tokens at once keep within a cache that a power of two between rows leaves few places.
+    const TOKENS: usize = 8;
+    const COLUMNS: usize = 64;
+    out.par_chunks_mut(COLUMNS * TILE).zip(wanted.par_chunks(COLUMNS)).for_each(|(out, wanted)| {
+        for (n, x) in x.chunks(TOKENS * width).enumerate() {
+            let rows: [&[f32]; TOKENS] = std::array::from_fn(|token| x.get(token * width..).unwrap_or_default());
+            for (out, column) in out.chunks_exact_mut(TILE).zip(wanted) {
+                let to = &mut out[n * TOKENS..][..TOKENS];
+                // Behind the last token stands what nobody reads.
+                let value = |row: &[f32]| row.get(*column as usize).copied().unwrap_or_default();
+                to.iter_mut().zip(rows).for_each(|(to, row)| *to = value(row));
             }
         }
     });
-    sums
+}
+
+widest! {
+    /// Adds Σ_t a[row, t] · b[col, t] to every sum, over the first `tokens` of rows of [`TILE`].
+    fn dots(a: &[f32], rows: &[u32], b: &[f32], cols: &[u32], tokens: usize, sums: &mut [f32]) {
+        for (sum, (row, col)) in sums.iter_mut().zip(rows.iter().zip(cols)) {
+            let a = &a[*row as usize * TILE..][..tokens];
+            let b = &b[*col as usize * TILE..][..tokens];
+            *sum += lanes([a, b], |[a, b]| a * b);
+        }
+    }
+}
+
+/// The same for many entries: dW in tiles of rows, each gone when its entries are picked out.
+fn chosen_from_tiles(x: &[f32], dy: &[f32], chosen: &[u32], fan_in: usize) -> Vec<f32> {
+    let tokens = x.len() / fan_in;
+    let out = dy.len() / tokens.max(1);
+    let tiles: Vec<usize> = (0..out).step_by(TILE_ROWS).collect();
+    let parts = tiles.into_par_iter().map(|first| {
+        let rows = TILE_ROWS.min(out - first);
+        let (from, to) = ((first * fan_in) as u32, ((first + rows) * fan_in) as u32);
+        let within = chosen.partition_point(|i| *i < from)..chosen.partition_point(|i| *i < to);
+        let mut tile = Scratch::of(rows * fan_in);
+        let dy = Matrix::new(&dy[first..], out).t();
+        product([rows, tokens, fan_in], dy, Matrix::new(x, fan_in), &mut tile, false, Threads::One);
+        chosen[within].iter().map(|i| tile[(*i - from) as usize]).collect::<Vec<f32>>()
+    });
+    parts.collect::<Vec<_>>().concat()
 }
 
 /// Sums over rows, pieces of 256 rows in their order.
@@ -184,7 +292,9 @@ impl<C: CheckpointStrategy> Linear for Autodiff<Flex, C> {
         leaf: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         chosen: IntTensor<Self>,
+        onto: FloatTensor<Self>,
         sparse: bool,
+        residual: bool,
     ) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct FusedLinear;
@@ -197,12 +307,15 @@ impl<C: CheckpointStrategy> Linear for Autodiff<Flex, C> {
             sparse: bool,
             fan_in: usize,
         }
-        impl Backward<Flex, 3> for FusedLinear {
+        impl Backward<Flex, 4> for FusedLinear {
             type State = State;
 
-            fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let [x_node, leaf_node, bias_node] = ops.parents;
+            fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let [x_node, leaf_node, bias_node, onto_node] = ops.parents;
                 let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
+                if let Some(node) = onto_node {
+                    grads.register::<Flex>(node.id, dy.clone());
+                }
                 let (out, state) = (dy.layout().shape()[1], ops.state);
                 let (dy, fan_in) = (floats(&dy), state.fan_in);
                 let rows = dy.len() / out;
@@ -230,7 +343,7 @@ impl<C: CheckpointStrategy> Linear for Autodiff<Flex, C> {
                 }
             }
         }
-        let (nodes, wants_weight) = ([x.node(), leaf.node(), bias.node()], leaf.is_tracked());
+        let (nodes, wants_weight) = ([x.node(), leaf.node(), bias.node(), onto.node()], leaf.is_tracked());
         match FusedLinear.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
                 let (x, weight) = (x.into_primitive(), weight.into_primitive());
@@ -241,13 +354,12 @@ impl<C: CheckpointStrategy> Linear for Autodiff<Flex, C> {
                     sparse,
                     fan_in: x.layout().shape()[1],
                 };
-                let (leaf, bias) = (leaf.into_primitive(), bias.into_primitive());
-                prep.finish(state, Flex::fused_linear(x, weight, leaf, bias, chosen, sparse))
+                let [leaf, bias, onto] = [leaf, bias, onto].map(|t| t.into_primitive());
+                prep.finish(state, Flex::fused_linear(x, weight, leaf, bias, chosen, onto, sparse, residual))
             }
             OpsKind::UnTracked(prep) => {
-                let (x, weight) = (x.into_primitive(), weight.into_primitive());
-                let (leaf, bias) = (leaf.into_primitive(), bias.into_primitive());
-                prep.finish(Flex::fused_linear(x, weight, leaf, bias, chosen, sparse))
+                let [x, weight, leaf, bias, onto] = [x, weight, leaf, bias, onto].map(|t| t.into_primitive());
+                prep.finish(Flex::fused_linear(x, weight, leaf, bias, chosen, onto, sparse, residual))
             }
         }
     }
@@ -347,7 +459,7 @@ impl<B: ChosenEntries, C: CheckpointStrategy> ChosenEntries for Autodiff<B, C> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::tests::{close, leaf as leaf_of, wave, weight};
     use super::*;
     use crate::model::weights::{Kind, to_vec};
@@ -365,16 +477,22 @@ mod tests {
         dense.train_all();
         sparse.train_chosen(&[0, 8, 20, 21, 34], &Device::flex());
         for weight in [dense, sparse, frozen] {
-            let run = |f: &dyn Fn(Tensor<3>, &Weight, Option<Tensor<1>>) -> Tensor<3>| {
-                let (x, bias) = (leaf_of([3, 100, 7], 0.37), leaf_of([5], 0.7));
-                let y = f(x.clone(), &weight, Some(bias.clone()));
+            let run = |f: fn(Tensor<3>, &Weight, Option<Tensor<1>>, Option<Tensor<3>>) -> Tensor<3>| {
+                let (x, bias, onto) = (leaf_of([3, 100, 7], 0.37), leaf_of([5], 0.7), leaf_of([3, 100, 5], 0.9));
+                let alone = f(x.clone(), &weight, Some(bias.clone()), None);
+                let y = alone.clone() * 0.5 + f(x.clone(), &weight, Some(bias.clone()), Some(onto.clone()));
                 let grads = (y.clone() * wave([3, 100, 5], 0.11)).sum().backward();
                 let values = weight.chosen.as_ref().map(|c| &c.values).unwrap_or(&weight.value);
-                let mut all = vec![y.flatten(0, 2), x.grad(&grads).unwrap().flatten(0, 2), bias.grad(&grads).unwrap()];
+                let [dx, donto] = [&x, &onto].map(|t| t.grad(&grads).unwrap().flatten(0, 2));
+                let mut all = vec![alone.flatten(0, 2), y.flatten(0, 2), dx, donto, bias.grad(&grads).unwrap()];
                 all.extend(values.grad(&grads));
                 all
             };
-            let (a, b) = (run(&affine), run(&plain));
+            let added = |x: Tensor<3>, weight: &Weight, bias: Option<Tensor<1>>, onto: Option<Tensor<3>>| {
+                let y = plain(x, weight, bias);
+                onto.map(|onto| onto + y.clone()).unwrap_or(y)
+            };
+            let (a, b) = (run(affine), run(added));
             assert_eq!(a.len(), b.len());
             a.into_iter().zip(b).for_each(|(a, b)| close(a, b, 1e-5));
         }
@@ -400,6 +518,24 @@ mod tests {
         let near = |a: f32, b: f32| (a - b).abs() <= 1e-4 * (1.0 + b.abs());
         assert!(dx.iter().zip(&sx).all(|(a, b)| near(*b, *a)));
         assert!(chosen.iter().zip(&sw).all(|(i, b)| near(*b, dw[*i as usize])), "{sw:?} {dw:?}");
+    }
+
+    #[test]
+    pub(in super::super) fn many_chosen_entries_have_the_dense_gradient() {
+        // 600 tokens are two tiles and a rest; 80 outputs a tile of rows and a rest. From few entries to nearly all.
+        let x = wave([600, 30], 0.37);
+        for every in [400, 37, 5, 3, 1] {
+            let mut dense = weight("w", Kind::Linear, &[80, 30]);
+            let mut sparse = dense.clone();
+            let chosen: Vec<u32> = (0..2400).filter(|i| i % every == 0 && i % 7 != 3).collect();
+            dense.train_all();
+            sparse.train_chosen(&chosen, &Device::flex());
+            let (dense, sparse) = (gradients(&x, &dense).1, gradients(&x, &sparse).1);
+            let wanted: Vec<f32> = chosen.iter().map(|i| dense[*i as usize]).collect();
+            let n = chosen.len();
+            let tensor = |values| Tensor::<1>::from_data(TensorData::new(values, [n]), &Device::flex());
+            close(tensor(sparse), tensor(wanted), 1e-5);
+        }
     }
 
     #[test]

@@ -67,8 +67,8 @@ widest! {
 #[inline(always)]
 fn moments(x: &[f32], epsilon: f32) -> (f32, f32) {
     let n = x.len() as f32;
-    let mean = lanes(x.len(), |i| x[i]) / n;
-    let variance = lanes(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / n;
+    let mean = lanes([x], |[x]| x) / n;
+    let variance = lanes([x], |[x]| (x - mean) * (x - mean)) / n;
     (mean, 1.0 / (variance + epsilon).sqrt())
 }
 
@@ -78,8 +78,8 @@ widest! {
         let n = scale.len();
         for ((x, dy), dx) in x.chunks_exact(n).zip(dy.chunks_exact(n)).zip(dx.chunks_exact_mut(n)) {
             let (mean, factor) = moments(x, epsilon);
-            let g = lanes(n, |i| dy[i] * scale[i]) / n as f32;
-            let gx = lanes(n, |i| dy[i] * scale[i] * (x[i] - mean)) * factor / n as f32;
+            let g = lanes([dy, scale], |[dy, scale]| dy * scale) / n as f32;
+            let gx = lanes([dy, scale, x], |[dy, scale, x]| dy * scale * (x - mean)) * factor / n as f32;
             for i in 0..n {
                 let hat = (x[i] - mean) * factor;
                 dx[i] = factor * (dy[i] * scale[i] - g - hat * gx);
@@ -151,12 +151,12 @@ impl<C: CheckpointStrategy> Norm for Autodiff<Flex, C> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::tests::{close, leaf, wave};
     use super::*;
 
     #[test]
-    fn equals_the_plain_operation_forward_and_backward() {
+    pub(in super::super) fn equals_the_plain_operation_forward_and_backward() {
         // 150 rows: more than two pieces; 19 wide: no multiple of the lanes.
         let run = |f: &dyn Fn(Tensor<3>, Tensor<1>, Tensor<1>, f64) -> Tensor<3>| {
             let (x, scale, shift) = (leaf([3, 50, 19], 0.37), leaf([19], 1.3), leaf([19], 0.7));

@@ -3,10 +3,10 @@
 //! Other input sizes than the checkpoint's are served by interpolating the position tables when they are used; the
 //! tables themselves stay as they were loaded.
 
-use super::adapter::{Generator, adapted};
+use super::adapter::{Generator, mlp_onto};
 use super::added::SIDE;
 use super::config::{SamConfig, Stem};
-use super::layers::{linear, norm, squares};
+use super::layers::{linear, linear_onto, norm, of_zeros, squares};
 use super::prompts::prompts;
 use super::recompute::recomputed;
 use super::side::Side;
@@ -14,6 +14,7 @@ use crate::model::kernel::attention::self_attention;
 use crate::model::kernel::conv::conv3;
 use crate::model::kernel::gelu::gelu;
 use crate::model::kernel::linear::project;
+use crate::model::kernel::windows::window_attention;
 use crate::model::resize;
 use crate::model::weights::{Scope, Weights};
 use burn::tensor::Tensor;
@@ -274,42 +275,42 @@ pub(super) struct Block {
 }
 
 /// Attention and MLP, each on top of its input. `[batch, h, w, c]` → the same.
-pub(super) fn block(x: Tensor<4>, scope: &Scope<'_>, Block { heads, window }: Block) -> Tensor<4> {
-    let [_, h, w, _] = x.dims();
+pub(super) fn block(x: Tensor<4>, scope: &Scope<'_>, sizes: Block) -> Tensor<4> {
     let y = norm(x.clone(), &scope.at("norm1"), EPSILON);
-    let prompts = prompts(scope);
-    let y = in_windows(y, window, [h, w], |y| attention(y, &scope.at("attn"), heads, prompts.clone()));
-    let x = x + y;
-    let y = norm(x.clone(), &scope.at("norm2"), EPSILON);
-    let y = gelu(linear(y, &scope.at("mlp").at("lin1")));
-    x + adapted(linear(y, &scope.at("mlp").at("lin2")), &scope.at("mlp"))
+    let x = attention_onto(y, &scope.at("attn"), prompts(scope), sizes, x);
+    let (y, mlp) = (norm(x.clone(), &scope.at("norm2"), EPSILON), scope.at("mlp"));
+    mlp_onto(gelu(linear(y, &mlp.at("lin1"))), &mlp, x)
 }
 
-/// What `attend` makes of each window of `side` × `side`, or of the whole with a side of 0. `[batch, h, w, c]` → the same.
-pub(super) fn in_windows(
+/// `onto` and multi-head attention with decomposed relative positions; prompts stand behind the positions of every picture or
+/// window. The picture is zero-padded to whole windows after the norm and before the bias of `qkv`, as the checkpoints were
+/// trained. `[batch, h, w, c]` → the same.
+fn attention_onto(
     x: Tensor<4>,
-    side: usize,
-    size: [usize; 2],
-    attend: impl Fn(Tensor<4>) -> Tensor<4>,
+    scope: &Scope<'_>,
+    prompts: Option<Tensor<2>>,
+    Block { heads, window }: Block,
+    onto: Tensor<4>,
 ) -> Tensor<4> {
-    if side == 0 {
-        return attend(x);
-    }
-    let (windows, padded) = partition(x, side);
-    unpartition(attend(windows), side, padded, size)
-}
-
-/// Multi-head attention with decomposed relative positions; prompts stand behind the positions of every picture or
-/// window. `[batch, h, w, c]` → the same.
-fn attention(x: Tensor<4>, scope: &Scope<'_>, heads: usize, prompts: Option<Tensor<2>>) -> Tensor<4> {
     let [b, h, w, c] = x.dims();
-    let mut qkv = linear(x.reshape([b, h * w, c]), &scope.at("qkv"));
-    if let Some(prompts) = prompts {
-        let n = prompts.dims()[0];
-        qkv = Tensor::cat(vec![qkv, prompts.reshape([1, n, 3 * c]).expand([b, n, 3 * c])], 1);
-    }
-    let y = self_attention(qkv, relative(scope, "rel_pos_h", h), relative(scope, "rel_pos_w", w), heads, [h, w]);
-    linear(y, &scope.at("proj")).reshape([b, h, w, c])
+    let qkv = linear(x.reshape([b, h * w, c]), &scope.at("qkv"));
+    let tables = |h, w| [relative(scope, "rel_pos_h", h), relative(scope, "rel_pos_w", w)];
+    let y = if window == 0 {
+        let [rel_h, rel_w] = tables(h, w);
+        let qkv = match prompts {
+            None => qkv,
+            Some(rows) => {
+                let n = rows.dims()[0];
+                Tensor::cat(vec![qkv, rows.reshape([1, n, 3 * c]).expand([b, n, 3 * c])], 1)
+            }
+        };
+        self_attention(qkv, rel_h, rel_w, heads, [h, w])
+    } else {
+        let outside = of_zeros(&scope.at("qkv")).reshape([1, 3 * c]);
+        let behind = Tensor::cat(std::iter::once(outside).chain(prompts).collect(), 0);
+        window_attention(qkv, behind, tables(window, window), heads, [h, w], window)
+    };
+    linear_onto(y.reshape([b, h, w, c]), &scope.at("proj"), onto)
 }
 
 /// Relative positions `[2 · side - 1, width]` for a side, the table interpolated linearly if it was made for another.
@@ -320,35 +321,4 @@ fn relative(scope: &Scope<'_>, name: &str, side: usize) -> Tensor<2> {
         return table;
     }
     resize::matrix(from, rows, &table.device().without_autodiff()).matmul(table)
-}
-
-/// Windows of `side` × `side`, the picture zero-padded to a multiple (after the norm, before the biases of `qkv`,
-/// as the checkpoints were trained): `[batch, h, w, c]` → `[batch * windows, side, side, c]` and the padded size.
-fn partition(x: Tensor<4>, side: usize) -> (Tensor<4>, [usize; 2]) {
-    let [b, h, w, c] = x.dims();
-    let padded = [h.div_ceil(side) * side, w.div_ceil(side) * side];
-    let x = pad(x, padded);
-    let (rows, cols) = (padded[0] / side, padded[1] / side);
-    let x = x.reshape([b, rows, side, cols, side, c]).permute([0, 1, 3, 2, 4, 5]);
-    (x.reshape([b * rows * cols, side, side, c]), padded)
-}
-
-/// The way back from [`partition`], the padding cut off.
-fn unpartition(x: Tensor<4>, side: usize, padded: [usize; 2], size: [usize; 2]) -> Tensor<4> {
-    let [n, _, _, c] = x.dims();
-    let (rows, cols) = (padded[0] / side, padded[1] / side);
-    let b = n / (rows * cols);
-    let x = x.reshape([b, rows, cols, side, side, c]).permute([0, 1, 3, 2, 4, 5]).reshape([b, padded[0], padded[1], c]);
-    if padded == size { x } else { x.slice([0..b, 0..size[0], 0..size[1]]) }
-}
-
-/// Zeros below and to the right, up to `size`.
-fn pad(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
-    let [b, h, w, c] = x.dims();
-    if [h, w] == size {
-        return x;
-    }
-    let device = x.device();
-    let x = if w == size[1] { x } else { Tensor::cat(vec![x, Tensor::zeros([b, h, size[1] - w, c], &device)], 2) };
-    if h == size[0] { x } else { Tensor::cat(vec![x, Tensor::zeros([b, size[0] - h, size[1], c], &device)], 1) }
 }

@@ -25,10 +25,26 @@ pub(super) fn linear<const D: usize>(x: Tensor<D>, scope: &Scope<'_>) -> Tensor<
     };
     match scale_shift(scope) {
         None => with_low_rank(linear::linear(x, scope)),
-        Some([scale, shift]) => {
-            let bias = scale.clone() * scope.get("bias").value.clone() + shift;
-            with_low_rank(project(x, scope.get("weight"))) * scale.unsqueeze() + bias.unsqueeze()
+        Some([scale, _]) => {
+            with_low_rank(project(x, scope.get("weight"))) * scale.unsqueeze() + of_zeros(scope).unsqueeze()
         }
+    }
+}
+
+/// `onto` and what [`linear`] makes of `x`: a residual connection.
+pub(super) fn linear_onto<const D: usize>(x: Tensor<D>, scope: &Scope<'_>, onto: Tensor<D>) -> Tensor<D> {
+    match low_rank(scope).is_none() && scale_shift(scope).is_none() {
+        true => linear::linear_onto(x, scope, onto),
+        false => onto + linear(x, scope),
+    }
+}
+
+/// What [`linear`] makes of zeros: γ ⊙ b + β.
+pub(super) fn of_zeros(scope: &Scope<'_>) -> Tensor<1> {
+    let bias = scope.get("bias").value.clone();
+    match scale_shift(scope) {
+        None => bias,
+        Some([scale, shift]) => scale * bias + shift,
     }
 }
 

@@ -29,52 +29,87 @@ mod tests {
     use super::super::{Addition, SamConfig};
     use super::*;
     use crate::model::checkpoint;
-    use crate::model::kernel::attention::cross_attention;
-    use crate::model::kernel::gelu::gelu;
-    use crate::model::kernel::norm;
     use crate::model::weights::to_vec;
-    use burn::tensor::{Device, TensorData};
+    use burn::tensor::{Device, TensorData, activation, module};
 
     fn wave(n: usize, step: f32) -> Vec<f32> {
         (0..n).map(|i| (i as f32 * step).sin()).collect()
     }
 
-    /// The block as VPT has it: prompts in front of the tokens, through all of attention, and thrown away. Tables of
-    /// positions are zero, for a plain ViT has none.
+    /// A block as the papers have it, in plain operations: VPT's prompts in front of the tokens, through all of attention,
+    /// and thrown away; E²VPT's behind its keys and values. Over a grid of 2 × 3, attended to as a whole and in windows of
+    /// 2, where each window has all of the prompts. Tables of positions are zero, for a plain ViT has none.
     #[test]
-    fn prompts_are_tokens_that_are_thrown_away() {
+    fn prompts_are_tokens_that_are_thrown_away_and_keys_and_values() {
         let device = Device::flex();
         let config = SamConfig { depth: 1, global: vec![0], ..SamConfig::tiny() };
         let (c, heads, specs) = (config.embed, config.heads, config.specs());
         let mut base = checkpoint::random("small", config, 4);
-        for (_, table) in base.tensors.iter_mut().filter(|(name, _)| name.contains("rel_pos")) {
-            table.data.fill(0.0);
+        for (name, tensor) in &mut base.tensors {
+            if name.contains("rel_pos") {
+                tensor.data.fill(0.0);
+            } else if name.ends_with("qkv.bias") {
+                tensor.data = wave(3 * c, 0.9);
+            }
         }
         let mut sam = base.into_sam(&device);
         let plain = sam.weights.clone();
-        let prompts = wave(3 * c, 0.7);
-        for spec in Addition::Prompts.weights("image_encoder.blocks.0", &specs, 3).unwrap() {
-            sam.weights.insert(spec, prompts.clone(), &device);
+        let (tokens, keys) = (wave(3 * c, 0.7), wave(2 * c, 0.45));
+        let owner = "image_encoder.blocks.0";
+        for (family, owner, values) in
+            [(Addition::Prompts, owner, &tokens), (Addition::KeyPrompts, format!("{owner}.attn").as_str(), &keys)]
+        {
+            for spec in family.weights(owner, &specs, values.len() / c).unwrap() {
+                sam.weights.insert(spec, values.clone(), &device);
+            }
         }
-        let scope = sam.weights.scope("image_encoder.blocks.0");
-        let x = Tensor::<4>::from_data(TensorData::new(wave(6 * c, 0.31), [1, 2, 3, c]), &device);
-        let got = block(x.clone(), &scope, Block { heads, window: 0 });
-        let unprompted = block(x.clone(), &plain.scope("image_encoder.blocks.0"), Block { heads, window: 0 });
+        let scope = sam.weights.scope(owner);
+        let grid = Tensor::<4>::from_data(TensorData::new(wave(6 * c, 0.31), [1, 2, 3, c]), &device);
 
-        let (x, prompts) = (x.reshape([1, 6, c]), Tensor::from_data(TensorData::new(prompts, [1, 3, c]), &device));
-        let normed = |x: Tensor<3>, name: &str| {
-            let scope = scope.at(name);
-            norm::norm(x, scope.get("weight").value.clone(), scope.get("bias").value.clone(), EPSILON)
+        let value = |name: &str| scope.get(name).value.clone();
+        let normed = |x: Tensor<2>, name: &str| {
+            module::layer_norm(x, value(&format!("{name}.weight")), Some(value(&format!("{name}.bias"))), EPSILON)
         };
-        let all = normed(Tensor::cat(vec![prompts, x.clone()], 1), "norm1");
-        let qkv = linear(all, &scope.at("attn").at("qkv"));
-        let part = |i: usize| qkv.clone().narrow(2, i * c, c);
-        let y = linear(cross_attention(part(0), part(1), part(2), heads), &scope.at("attn").at("proj"));
-        let x = x + y.narrow(1, 3, 6);
-        let mlp = scope.at("mlp");
-        let want = x.clone() + linear(gelu(linear(normed(x, "norm2"), &mlp.at("lin1"))), &mlp.at("lin2"));
-        let (got, want) = (to_vec(got), to_vec(want));
-        assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-5));
-        assert!(to_vec(unprompted).iter().zip(&want).any(|(a, b)| (a - b).abs() > 1e-3));
+        let dense = |x: Tensor<2>, name: &str| {
+            let matrix = scope.get(&format!("{name}.weight")).matrix();
+            x.matmul(matrix.transpose()) + value(&format!("{name}.bias")).unsqueeze()
+        };
+        let rows =
+            |values: &[f32]| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [values.len() / c, c]), &device);
+        let attend = |q: Tensor<2>, k: Tensor<2>, v: Tensor<2>| {
+            let d = c / heads;
+            let head = |i: usize| {
+                let [q, k, v] = [&q, &k, &v].map(|x| x.clone().narrow(1, i * d, d));
+                activation::softmax(q.matmul(k.transpose()) / (d as f64).sqrt(), 1).matmul(v)
+            };
+            Tensor::cat((0..heads).map(head).collect(), 1)
+        };
+        let x: Tensor<2> = grid.clone().reshape([6, c]);
+        let prompts = normed(rows(&tokens), "norm1");
+        // The last row pads the right one of the windows: zero behind the norm, but with the bias of `qkv`.
+        let padded = Tensor::cat(vec![normed(x.clone(), "norm1"), Tensor::zeros([1, c], &device)], 0);
+        let whole: [&[usize]; 1] = [&[0, 1, 2, 3, 4, 5]];
+        let halves: [&[usize]; 2] = [&[0, 1, 3, 4], &[2, 6, 5, 6]];
+        for (window, groups) in [(0, &whole[..]), (2, &halves[..])] {
+            let mut found = vec![padded.clone().narrow(0, 6, 1); 7];
+            for group in groups {
+                let picked = group.iter().map(|i| padded.clone().narrow(0, *i, 1));
+                let qkv = dense(Tensor::cat(std::iter::once(prompts.clone()).chain(picked).collect(), 0), "attn.qkv");
+                let part = |i: usize| qkv.clone().narrow(1, i * c, c);
+                let with_keys = |x: Tensor<2>| Tensor::cat(vec![x, rows(&keys)], 0);
+                let y = attend(part(0), with_keys(part(1)), with_keys(part(2)));
+                for (at, i) in group.iter().enumerate() {
+                    found[*i] = y.clone().narrow(0, 3 + at, 1);
+                }
+            }
+            found.truncate(6);
+            let z = x.clone() + dense(Tensor::cat(found, 0), "attn.proj");
+            let mlp = dense(activation::gelu(dense(normed(z.clone(), "norm2"), "mlp.lin1")), "mlp.lin2");
+            let want = to_vec(z + mlp);
+            let got = to_vec(block(grid.clone(), &scope, Block { heads, window }));
+            assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-5), "window {window}");
+            let without = to_vec(block(grid.clone(), &plain.scope(owner), Block { heads, window }));
+            assert!(without.iter().zip(&want).any(|(a, b)| (a - b).abs() > 1e-3), "window {window}");
+        }
     }
 }
