@@ -451,3 +451,73 @@ fn a_hostile_pickle_is_not_executed() {
         assert!(!at.join("executed").exists(), "{file} was executed");
     }
 }
+
+#[test]
+fn bench_says_what_a_mode_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    small_checkpoint(&folder.path().join("small.safetensors"));
+    let trained = |mode: &str| {
+        let bench =
+            ["bench", "--model", "small.safetensors", "--steps", "2", "--warmup", "0", "--device", "cpu", "--json"];
+        let answer: Value =
+            serde_json::from_str(&ok(folder.path(), &[&bench[..], &["--mode", mode]].concat())).unwrap();
+        for key in ["model", "image", "mode", "batch", "device", "dtype", "threads", "parameters", "peak_rss_mib"] {
+            assert!(!answer[key].is_null(), "{mode}: {key}");
+        }
+        assert_eq!((&answer["mode"], answer["seconds"].as_array().unwrap().len()), (&Value::from(mode), 2));
+        assert!(answer["seconds_median"].as_f64().unwrap() > 0.0, "{mode}");
+        answer["trained"].as_u64().unwrap()
+    };
+    let [none, look, positions, decoder, gps, full] =
+        ["encode", "predict", "chain", "decoder", "gps", "full"].map(trained);
+    // 9 × 9 positions of 52 values are what the chain of gradients ends at.
+    assert_eq!((none, look, positions), (0, 0, 9 * 9 * 52));
+    assert!(decoder < gps && gps < full, "{decoder} {gps} {full}");
+    let (code, error) = fails(folder.path(), &["bench", "--mode", "chains"]);
+    assert!(code == 2 && error.contains("`chain`"), "{error}");
+}
+
+#[test]
+fn a_folder_is_predicted_without_earlier_results() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    small_checkpoint(&at.join("small.safetensors"));
+    discs(&at.join("set"), "a", 2, 0);
+    std::fs::copy(at.join("set/masks/a000.png"), at.join("set/images/a000_seg.png")).unwrap();
+    std::fs::copy(at.join("set/masks/a000.png"), at.join("set/images/a000_prob.png")).unwrap();
+    // A picture that is only called like a result stays a picture.
+    std::fs::copy(at.join("set/images/a001.png"), at.join("set/images/b_seg.png")).unwrap();
+    let base = ["predict", "set/images", "--run", "none", "--model", "small.safetensors", "--point", "20,20"];
+    let output = segft(at, &[&base[..], &["--prob", "--json"]].concat());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("2 results of earlier predictions"), "{said}");
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let text = answer.to_string();
+    for name in ["a000.png", "a001.png", "b_seg.png", "a000_prob.png", "a001_prob.png", "b_seg_prob.png"] {
+        assert!(at.join("images_seg").join(name).is_file() && text.contains(name), "{name}: {text}");
+    }
+    assert!(!at.join("images_seg/a000_seg.png").exists());
+}
+
+#[test]
+fn an_ignored_label_is_not_foreground() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    ok(at, &["data", "make", "phantom-volume", "--out", "set", "--count", "6"]);
+    // The same as nnU-Net has it, with the spleen unlabelled.
+    for (from, to, ending) in [("images", "imagesTr", "_0000"), ("labels", "labelsTr", "")] {
+        std::fs::create_dir_all(at.join("raw").join(to)).unwrap();
+        for file in std::fs::read_dir(at.join("set").join(from)).unwrap().flatten() {
+            let name = file.file_name().into_string().unwrap().replace(".nii.gz", &format!("{ending}.nii.gz"));
+            std::fs::rename(file.path(), at.join("raw").join(to).join(name)).unwrap();
+        }
+    }
+    let labels = serde_json::json!({"background": 0, "liver": 1, "kidney": 2, "ignore": 3});
+    let json =
+        serde_json::json!({"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 6, "file_ending": ".nii.gz"});
+    std::fs::write(at.join("raw/dataset.json"), json.to_string()).unwrap();
+    let select = ["select", "--dataset", "raw", "--model", "tiny-random", "--image-size", "64"];
+    let (code, error) = fails(at, &select);
+    assert!(code == 3 && error.contains("`ignore`") && error.contains("--labels 1,2"), "{code} {error}");
+    ok(at, &[&select[..], &["--labels", "1,2"]].concat());
+}

@@ -86,6 +86,10 @@ fn a_run_is_whole_and_counts_what_it_says() {
     // What the method decided stands in the configuration.
     let config = String::from_utf8(bytes(at, "one/config.toml")).unwrap();
     assert!(config.lines().any(|line| line.starts_with("lr = ")), "{config}");
+    // A run folder stands for its selection.
+    let overlap: Value =
+        serde_json::from_str(&ok(at, &["select", "--diff", "one", "one/selection.safetensors", "--json"])).unwrap();
+    assert_eq!(overlap["jaccard"], 1.0, "{overlap}");
     // A patch against itself: every value in both, none apart.
     let patch = "one/patch.safetensors";
     let same: Value = serde_json::from_str(&ok(at, &["patch", "diff", patch, patch, "--json"])).unwrap();
@@ -795,8 +799,16 @@ fn killed_and_resumed_ends_in_the_same_bytes() {
     ok(at, &["train", "--resume", "cut", "--threads", "1"]);
     assert_same_run(at, "whole", "cut");
     assert_eq!(std::fs::read_to_string(at.join("runs/latest")).unwrap().trim(), "cut");
-    let (code, error) = fails(at, &["train", "--resume", "cut"]);
-    assert_eq!((code, error.contains("complete")), (2, true), "{error}");
+    let latest = at.join("runs/latest");
+    for (run, named) in [("cut", "cut"), ("whole", "cut")] {
+        let (code, error) = fails(at, &["train", "--resume", run]);
+        assert_eq!((code, error.contains("complete")), (2, true), "{error}");
+        assert_eq!(std::fs::read_to_string(&latest).unwrap().trim(), named, "an older run is not the newest");
+    }
+    // Killed between its last file and this one.
+    std::fs::write(&latest, "whole\n").unwrap();
+    fails(at, &["train", "--resume", "cut"]);
+    assert_eq!(std::fs::read_to_string(&latest).unwrap().trim(), "cut");
 }
 
 /// Ends the program by a signal as soon as `now` says so; the answer is its exit code.

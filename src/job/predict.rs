@@ -272,7 +272,7 @@ fn cases_of(folder: &Path, progress: &Progress) -> Result<Vec<(PathBuf, String)>
     for file in files {
         let name = stem(&file);
         let result = ["_seg", "_prob"].iter().filter_map(|ending| name.strip_suffix(ending));
-        if result.into_iter().any(|input| stems.contains(input) || stems.contains(&format!("{input}_seg"))) {
+        if result.into_iter().any(|input| stems.contains(input)) {
             results += 1;
             continue;
         }

@@ -2,7 +2,8 @@
 //!
 //! One safetensors file for every method. A part is named after its weight: `NAME#indices`, `NAME#old`, `NAME#new` for
 //! chosen entries, `NAME#dense_old`, `NAME#dense_new` for weights trained as a whole, `NAME#added` for one that the base
-//! does not have, in its shape. Values are absolute f32, so applying and reverting are exact to the bit.
+//! does not have, in its shape. Values are absolute f32, so applying and reverting are exact to the bit. Patches stack: each
+//! belongs to the checkpoint it was made over, and they come off in reverse order.
 
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Reader, Values, write};

@@ -25,6 +25,7 @@ use crate::image::Spacing;
 use crate::io::Replace;
 use crate::method;
 use crate::model::checkpoint::hex;
+use crate::model::kernel::return_freed_memory;
 use crate::progress::Progress;
 use crate::run::Run;
 use crate::score::report::CaseMetrics;
@@ -499,6 +500,7 @@ impl Work<'_> {
         let shared = self.shared_selection(row, setup, sides)?;
         let selection = shared.clone().filter(|path| path.is_file());
         let config = Config { selection, ..self.request.training(row, setup, folder.to_path_buf())? };
+        return_freed_memory();
         let counted = forget_peak();
         let metrics = train::complete(config, sides.splits.clone(), &setup.base_sha256, judge, self.progress);
         let metrics = metrics.map_err(|e| if e.kind == Kind::Interrupted { e.hint(GO_ON) } else { e })?;

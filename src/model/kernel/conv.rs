@@ -328,8 +328,41 @@ impl<C: CheckpointStrategy> Conv for Autodiff<Flex, C> {
 mod tests {
     use super::super::tests::{close, leaf, wave, weight};
     use super::*;
-    use crate::model::weights::Kind;
-    use burn::tensor::Device;
+    use crate::model::weights::{Kind, to_vec};
+    use burn::tensor::{Device, TensorData};
+
+    #[test]
+    fn chosen_entries_have_the_dense_gradient_and_the_finite_difference() {
+        let chosen = [0u32, 5, 31, 60, 61, 134];
+        for stride in [1, 2] {
+            let mut dense = weight("w", Kind::Conv, &[5, 3, 3, 3]);
+            let mut sparse = dense.clone();
+            dense.train_all();
+            sparse.train_chosen(&chosen, &Device::flex());
+            let x = wave([2, 7, 6, 3], 0.37);
+            let gradient = |weight: &Weight| {
+                let y = conv3(x.clone().autodiff(), weight, stride);
+                let leaf = weight.chosen.as_ref().map(|c| &c.values).unwrap_or(&weight.value);
+                to_vec(leaf.grad(&(y.clone() * y).sum().backward()).unwrap())
+            };
+            let (all, some) = (gradient(&dense), gradient(&sparse));
+            let loss = |at: usize, by: f32| {
+                let mut moved = sparse.clone();
+                let mut values = to_vec(moved.chosen.as_ref().unwrap().values.clone());
+                values[at] += by;
+                moved.set_chosen(Tensor::from_data(TensorData::new(values, [chosen.len()]), &Device::flex()));
+                let y = conv3(x.clone(), &moved, stride);
+                to_vec((y.clone() * y).sum())[0]
+            };
+            for (n, (entry, exact)) in chosen.iter().zip(&some).enumerate() {
+                let (dense, scale) = (all[*entry as usize], exact.abs().max(1.0));
+                assert!((dense - exact).abs() <= 1e-4 * scale, "{entry}: {exact}, dense {dense}");
+                // The loss is quadratic in each value: central differences are exact but for rounding.
+                let difference = (loss(n, 0.1) - loss(n, -0.1)) / 0.2;
+                assert!((difference - exact).abs() <= 2e-2 * scale, "{entry}: {exact}, difference {difference}");
+            }
+        }
+    }
 
     #[test]
     fn equals_gathered_neighbours_forward_and_backward() {

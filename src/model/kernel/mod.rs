@@ -41,6 +41,17 @@ pub fn keep_freed_memory() {
     }
 }
 
+/// Gives what is kept back to the system: between two jobs whose memory is measured.
+pub fn return_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        #[expect(unsafe_code, reason = "a call into the C library; it frees only what nobody holds")]
+        unsafe {
+            libc::malloc_trim(0);
+        }
+    }
+}
+
 /// Whether the tensor lies where the kernels work.
 fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
     x.device().without_autodiff() == Device::flex()
