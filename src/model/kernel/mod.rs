@@ -371,10 +371,14 @@ mod tests {
         // More than what glibc keeps by itself: 40 MiB, 10,240 pages.
         let touch = || std::hint::black_box(vec![1f32; 10 << 20]);
         touch();
-        let before = faults();
-        (0..10).for_each(|_| drop(touch()));
-        // Other tests run beside this one.
-        assert!(faults() - before < 60_000, "{} faults for the same memory ten times", faults() - before);
+        let ten_times = || {
+            let before = faults();
+            (0..10).for_each(|_| drop(touch()));
+            faults() - before
+        };
+        // Other tests run beside this one, and their faults count too: the least of some tries is this one's.
+        let least = (0..5).map(|_| ten_times()).min().unwrap();
+        assert!(least < 60_000, "{least} faults for the same memory ten times");
     }
 
     #[test]
