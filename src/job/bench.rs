@@ -50,7 +50,7 @@ pub struct Request {
 const SIZES: [&str; 4] = ["vit_t", "vit_b", "vit_l", "vit_h"];
 /// Modes that are no method.
 const MODES: [&str; 3] = ["encode", "predict", "chain"];
-/// Where `chain` ends: the earliest tensor that no layer's weights come before, but for the patch embedding's.
+/// Where `chain` ends: only the patch embedding, or the convolutions of a stem, come before it.
 const CHAIN_END: &str = "image_encoder.pos_embed";
 /// Learning rate of the timed steps: the time does not depend on it.
 const LR: f64 = 2e-4;

@@ -317,7 +317,7 @@ impl Work<'_> {
     fn sides(&self, size: Size) -> Result<Sides> {
         let split_seed = Some(self.request.split_seed());
         let config = Config { sizes: size.cases(), split_seed, ..self.request.config.clone() };
-        let splits = data::prepare(&select::request(&config))?;
+        let splits = select::prepare(&config, self.progress)?;
         let data_hash = data::data_hash(&splits)?;
         let learning_hash = data::data_hash(&Splits { test: Vec::new(), ..splits.clone() })?;
         Ok(Sides { size, splits, data_hash, learning_hash })
