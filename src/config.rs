@@ -6,6 +6,7 @@
 use crate::error::{Error, Result, nearest};
 use crate::image::{Axis, Resize, Spacing, Window};
 use crate::method::{self, Budget, Change, Group, OtherScores, Score, SelectionLoss, Settings, Train};
+use crate::model::kernel::Precision;
 use crate::predict::Preprocessing;
 use crate::train::batch::Augment;
 use crate::train::{Algorithm, BASE_WIDTH, EPSILON, Epsilon, LrScaling};
@@ -130,6 +131,8 @@ pub struct Config {
     pub threads: Option<usize>,
     /// `auto`, `on` or `off`.
     pub recompute: Recompute,
+    /// In what the encoder's linear layers multiply while they train; what judges multiplies in f32.
+    pub dtype: Precision,
     /// Seed of split, order and augmentation.
     pub seed: u64,
     /// Seed of the split alone; `seed` by default.
@@ -190,6 +193,7 @@ impl Default for Config {
             device: "auto".into(),
             threads: None,
             recompute: Recompute::Auto,
+            dtype: Precision::F32,
             seed: 0,
             split_seed: None,
             offline: false,

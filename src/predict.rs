@@ -4,6 +4,7 @@
 use crate::error::{Error, Result};
 use crate::image::{Axis, Fit, Labels, Mosaic, Picture, Resize, SliceFrame, Volume, Window, cut, mirrored};
 use crate::model::Sam;
+use crate::model::kernel::Precision;
 use crate::model::resize::bilinear;
 use crate::model::sam::{Cache, Embedding, Masks, PointLabel, Prompt, logits_fullsize, logits_shown};
 use crate::model::weights::to_vec;
@@ -182,6 +183,12 @@ impl Predictor {
     /// Looks at pictures and slices so often.
     pub fn with_views(self, views: Views) -> Predictor {
         Predictor { views, ..self }
+    }
+
+    /// The encoder's linear layers multiply in this precision; f32 without it.
+    pub fn computing_in(mut self, precision: Precision) -> Predictor {
+        self.sam.weights.compute_in(precision);
+        self
     }
 
     /// Takes embeddings from a cache, and puts new ones there: for an encoder whose blocks do not train.

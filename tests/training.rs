@@ -9,6 +9,7 @@ use segft::image::{Grid, Labels, Picture, Resize};
 use segft::io::picture;
 use segft::io::safetensors::{Reader, Values, write};
 use segft::method::{self, Change, Chosen, Plan, Settings};
+use segft::model::kernel::Precision;
 use segft::model::kernel::inputs::squares;
 use segft::model::sam::{Cache, Counts};
 use segft::model::weights::to_vec;
@@ -194,6 +195,39 @@ fn same_seed_same_bytes_whatever_the_threads() {
         let same = bytes(at, "newest/b000_prob.png") == bytes(at, &format!("by-{run}/b000_prob.png"));
         assert_eq!(same, run == "other", "{run}");
     }
+}
+
+/// On a processor with matrix tiles; on any other it is refused, not imitated.
+#[test]
+fn bf16_is_for_steps_alone_and_the_same_bytes_whatever_the_threads() {
+    let folder = workplace();
+    let at = folder.path();
+    let (code, error) = fails(at, &["train", "--dataset", "discs", "--dtype", "f16"]);
+    assert!(code == 2 && error.contains("bf16"), "{error}");
+    if !Precision::Bf16.available() {
+        for command in [&["train", "--dataset", "discs"][..], &["plan", "--dataset", "discs"], &["bench"]] {
+            let (code, error) = fails(at, &[command, &["--dtype", "bf16"]].concat());
+            assert!(code == 5 && error.contains("matrix tiles") && error.contains("--dtype f32"), "{error}");
+        }
+        println!("skipped: no matrix tiles (AMX) here");
+        return;
+    }
+    train(at, "whole", &[]);
+    let metrics = train(at, "two", &["--dtype", "bf16"]);
+    assert_eq!(metrics["frozen_weights_unchanged"], true);
+    train(at, "one", &["--dtype", "bf16", "--threads", "1"]);
+    assert_same_run(at, "two", "one");
+    let same = |file: &str| bytes(at, &format!("whole/{file}")) == bytes(at, &format!("two/{file}"));
+    assert!(same("selection.safetensors") && !same("patch.safetensors"));
+
+    // Its test was in f32, as `predict` is.
+    let predict = ["predict", "held-out/images", "--run", "two", "--prob", "--out"];
+    ok(at, &[&predict[..], &["f32"]].concat());
+    assert_eq!(bytes(at, "f32/b000.png"), bytes(at, "two/predictions/b000.png"));
+    ok(at, &[&predict[..], &["bf16", "--dtype", "bf16"]].concat());
+    let maps = ["f32", "bf16"].map(|out| image::open(at.join(out).join("b000_prob.png")).unwrap().into_luma16());
+    let apart = maps[0].iter().zip(maps[1].iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+    assert!(apart > 0 && f64::from(apart) < 0.05 * 65535.0, "{apart}");
 }
 
 #[test]

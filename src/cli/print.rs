@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::job::select::Stability;
 use crate::job::train::Outcome;
+use crate::model::kernel::Precision;
 use crate::run::Run;
 use crate::tune::patch::{Difference, DifferenceRow};
 use crate::tune::selection::Overlap;
@@ -166,12 +167,17 @@ pub(super) fn doctor() -> Value {
         Run::all().iter().map(|run| (run.folder.display().to_string(), json!(state(run)))).collect();
     let latest = Run::newest().ok().map(|run| run.folder.display().to_string());
     let cuda = if cfg!(feature = "cuda") { "built in" } else { "not built in (build with --features cuda)" };
+    let bf16 = match Precision::Bf16.available() {
+        true => "faster here (--dtype bf16)",
+        false => "not here (the processor has no matrix tiles)",
+    };
     json!({
         "kind": "doctor",
         "segft": env!("CARGO_PKG_VERSION"),
         "cuda": cuda,
         "gpus": crate::device::gpus(),
         "threads": rayon::current_num_threads(),
+        "bf16": bf16,
         "cache": cache.display().to_string(),
         "weights": weights,
         "sets": sets,

@@ -96,7 +96,10 @@ pub(super) fn divide(
         let left: usize = groups.iter().map(Vec::len).sum();
         let share = if test.is_some() { VALIDATION } else { TEST / (1.0 - TEST) };
         validation = take(&mut groups, ((left as f64 * share).round() as usize).max(1));
-        rule.push(format!("{:.0} % validation, seed {}", 100.0 * share, request.seed));
+        // Said as a part of what the test's is a part of.
+        let whole = if request.size.is_some() { left } else { total };
+        let percent = 100.0 * share * left as f64 / whole as f64;
+        rule.push(format!("{percent:.0} % validation, seed {}", request.seed));
     }
     let train: Vec<Case> = groups.into_iter().flatten().collect();
     for (side, name) in [(&train, "training"), (&validation, "validation"), (&tested, "test")] {

@@ -8,6 +8,7 @@ use crate::device::peak_rss_mib;
 use crate::error::{Error, Result, nearest};
 use crate::method::{self, Budget, Change, Plan, Settings};
 use crate::model::checkpoint::{self, Checkpoint};
+use crate::model::kernel::Precision;
 use crate::model::sam::{Activations, Masks, Prompt};
 use crate::model::weights::to_vec;
 use crate::model::{Sam, SamConfig};
@@ -42,6 +43,8 @@ pub struct Request {
     pub warmup: usize,
     /// Whether a training step keeps the inside of the encoder's blocks or runs them again.
     pub recompute: Recompute,
+    /// In what the encoder's linear layers multiply.
+    pub dtype: Precision,
     /// As `--device` of `train`.
     pub device: String,
 }
@@ -61,6 +64,7 @@ const LR: f64 = 2e-4;
 /// A usage error for an unknown model, size or mode; a weights error of the model's; a device error.
 pub fn run(request: &Request, progress: &Progress) -> Result<Value> {
     let chosen = super::device(&request.device, progress)?;
+    chosen.check(request.dtype)?;
     let device = &chosen.device;
     let base = match SIZES.contains(&request.model.as_str()).then(|| SamConfig::named(&request.model)).flatten() {
         Some(config) => checkpoint::random(&request.model, config, 0),
@@ -92,6 +96,7 @@ pub fn run(request: &Request, progress: &Progress) -> Result<Value> {
             trained = sam.weights.iter().map(|(_, w)| w.trained()).sum();
         }
     }
+    sam.weights.compute_in(request.dtype);
     for step in 0..request.warmup + request.steps {
         let start = Instant::now();
         match request.mode.as_str() {
@@ -113,7 +118,7 @@ pub fn run(request: &Request, progress: &Progress) -> Result<Value> {
     }
     Ok(json!({
         "model": request.model, "image": size, "mode": request.mode, "batch": request.batch, "device": chosen.name,
-        "dtype": "f32", "threads": rayon::current_num_threads(), "seconds_median": median(&times), "seconds": times,
+        "dtype": request.dtype, "threads": rayon::current_num_threads(), "seconds_median": median(&times), "seconds": times,
         "trained": trained, "parameters": parameters, "weights": weights, "base_sha256": sha256,
         "recompute": sam.activations == Activations::Recomputed, "peak_rss_mib": peak_rss_mib(),
     }))

@@ -23,6 +23,7 @@ use std::time::Instant;
 /// What a training answers before its first step.
 pub fn run(config: Config, progress: &Progress) -> Result<Value> {
     let device = super::device(&config.device, progress)?;
+    device.check(config.dtype)?;
     let splits = select::prepare(&config, progress)?;
     let base = base::load(&config.model)?;
     let (config, ready) = Ready::read(config, &splits, &base, progress)?;
@@ -55,6 +56,7 @@ pub fn run(config: Config, progress: &Progress) -> Result<Value> {
     let plan = method::plan(method, &specs, selection.as_ref().map(|s| &s.chosen), &config.settings());
     let counts = method::counts(&specs, &plan);
     crate::tune::attach(&mut sam, &plan, &device.device);
+    sam.weights.compute_in(config.dtype);
 
     let options = options(&config, method);
     let need = forecast::training(&sam, size, options.batch, Activations::Kept);

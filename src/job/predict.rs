@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::image::SliceFrame;
 use crate::io::stem;
 use crate::io::{Replace, check_free, dicom, nifti, picture as pictures};
+use crate::model::kernel::Precision;
 use crate::predict::{Predictor, Preprocessing, Prompts, Views};
 use crate::progress::Progress;
 use crate::run::Run;
@@ -51,6 +52,8 @@ pub struct Request {
     pub taken: Option<(Taken, PathBuf)>,
     /// How often a picture or slice is looked at.
     pub views: Views,
+    /// In what the encoder's linear layers multiply.
+    pub dtype: Precision,
     /// `auto`, `cpu`, `cuda`, `cuda:N`.
     pub device: String,
 }
@@ -93,8 +96,9 @@ pub fn run(request: &Request, progress: &Progress) -> Result<(Vec<Done>, Option<
         return Err(Error::usage("one --box at a time: SAM takes one box per mask"));
     }
     let device = super::device(&request.device, progress)?;
+    device.check(request.dtype)?;
     let (predictor, threshold, trained_on) = load(request, &device.device, progress)?;
-    let predictor = predictor.with_views(request.views);
+    let predictor = predictor.with_views(request.views).computing_in(request.dtype);
     let volumes = jobs.iter().any(|(input, _)| nifti::is_nifti(input));
     if volumes && trained_on == Some(Form::Pictures) {
         progress.warn("this model was trained on pictures and is asked for a volume: check the result by eye");

@@ -5,6 +5,7 @@
 //! kept flat, in PyTorch's layout (`[out, in]` for linear layers, `[out, in, kh, kw]` for convolutions), so an index in
 //! a selection or patch means the same here, in a checkpoint and in PyTorch.
 
+use super::kernel::Precision;
 use super::kernel::tap::Sink;
 use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
 use std::collections::BTreeMap;
@@ -114,6 +115,8 @@ pub struct Weight {
     /// Where its gradient goes when it trains as a whole, instead of into the result of backward: on the CPU, where it is
     /// the matrix of a layer.
     pub sink: Option<Sink>,
+    /// In what a layer multiplies by it.
+    pub precision: Precision,
 }
 
 impl Weight {
@@ -255,7 +258,8 @@ impl Weights {
     pub fn insert(&mut self, spec: WeightSpec, values: Vec<f32>, device: &Device) {
         let n = values.len();
         let value = Tensor::from_data(TensorData::new(values, [n]), device);
-        self.table.insert(spec.name.clone(), Weight { spec, value, chosen: None, sink: None });
+        let weight = Weight { spec, value, chosen: None, sink: None, precision: Precision::F32 };
+        self.table.insert(weight.spec.name.clone(), weight);
     }
 
     /// Weights in the order of their names.
@@ -268,11 +272,19 @@ impl Weights {
         self.table.iter_mut()
     }
 
-    /// The same weights (shared, not copied) as constants: nothing computed from them is recorded for gradients.
+    /// Linear layers of the image encoder multiply in this precision from now on: nearly all of the work, and none of what
+    /// draws the masks.
+    pub fn compute_in(&mut self, precision: Precision) {
+        let linear = |w: &&mut Weight| w.spec.part == Part::ImageEncoder && w.spec.kind == Kind::Linear;
+        self.table.values_mut().filter(linear).for_each(|weight| weight.precision = precision);
+    }
+
+    /// The same weights (shared, not copied) as constants, multiplied by in f32: nothing computed from them is recorded for
+    /// gradients.
     pub fn frozen(&self) -> Weights {
         let freeze = |w: &Weight| {
             let value = w.value.clone().without_autodiff();
-            Weight { spec: w.spec.clone(), value, chosen: None, sink: None }
+            Weight { spec: w.spec.clone(), value, chosen: None, sink: None, precision: Precision::F32 }
         };
         Weights { table: self.table.iter().map(|(name, w)| (name.clone(), freeze(w))).collect() }
     }

@@ -1,6 +1,7 @@
 //! `bench`.
 
 use crate::config::Recompute;
+use crate::model::kernel::Precision;
 use clap::Args;
 
 #[derive(Args, Debug)]
@@ -32,9 +33,9 @@ pub(in crate::cli) struct Bench {
     /// In a training step, run the encoder's blocks again in backward instead of keeping their inside
     #[arg(long)]
     recompute: bool,
-    /// f32
-    #[arg(long, default_value = "f32", value_parser = ["f32"])]
-    dtype: String,
+    /// f32, or bf16 on a processor with matrix tiles (Intel AMX)
+    #[arg(long, default_value = "f32")]
+    dtype: Precision,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", env = "SEGFT_DEVICE", hide_env_values = true)]
     device: String,
@@ -42,8 +43,8 @@ pub(in crate::cli) struct Bench {
 
 impl Bench {
     pub(in crate::cli) fn request(self) -> crate::job::bench::Request {
-        let Bench { model, image, mode, batch, k, steps, warmup, device, .. } = self;
+        let Bench { model, image, mode, batch, k, steps, warmup, device, dtype, .. } = self;
         let recompute = if self.recompute { Recompute::On } else { Recompute::Off };
-        crate::job::bench::Request { model, image, mode, batch, k, steps, warmup, recompute, device }
+        crate::job::bench::Request { model, image, mode, batch, k, steps, warmup, recompute, dtype, device }
     }
 }

@@ -108,7 +108,7 @@ impl TryFrom<String> for Size {
 }
 
 /// What changes what comes out, beside method, base, data, steps and learning rate: shared, or a row's own.
-const OPTIONS: [&str; 24] = [
+const OPTIONS: [&str; 25] = [
     "k",
     "ratio",
     "budget",
@@ -133,6 +133,7 @@ const OPTIONS: [&str; 24] = [
     "context",
     "labels",
     "threshold",
+    "dtype",
 ];
 
 /// What is compared.
@@ -221,7 +222,7 @@ impl Request {
     /// The settings that all trainings share and that change what comes out.
     fn options(&self) -> Result<Map<String, Value>> {
         // What results of before these keys do not say is the default.
-        const LATER: [&str; 10] = [
+        const LATER: [&str; 11] = [
             "ratio",
             "budget",
             "score",
@@ -232,6 +233,7 @@ impl Request {
             "weight_decay",
             "lr_scaling",
             "lr_base_width",
+            "dtype",
         ];
         let mut config = self.config.clone();
         if config.ratio.is_none() && config.budget.is_none() {
@@ -286,6 +288,7 @@ pub fn fill(request: &Request, replace: Replace, progress: &Progress) -> Result<
         let config = row.config(&request.config)?;
         let base = base::load(&config.model)?;
         select::preprocessing(&config, &base.config)?;
+        device::choose(&config.device)?.check(config.dtype)?;
         bases.insert(row.name.clone(), base.sha256);
     }
     let work = Work { request, bases, replace, progress };

@@ -81,6 +81,7 @@ impl Job<'_> {
             let plan = method::plan(training.method, &fresh.config.specs(), None, &settings);
             let mut sam = Sam { activations: best.sam.activations, ..fresh.clone() };
             attach(&mut sam, &plan, device);
+            sam.weights.compute_in(self.config.dtype);
             let one = Candidate::new(settings, plan, sam, saved(&self.run, network)?);
             let one = self.train(one, training, network)?;
             told.push(one.told());

@@ -7,7 +7,7 @@
 
 use super::inputs::see;
 use super::tap::tap;
-use super::{Matrix, Scratch, Threads, floats, indices, lanes, on_cpu, product, tensor, widest};
+use super::{Matrix, Precision, Scratch, Threads, floats, indices, lanes, on_cpu, product, tensor, widest};
 use crate::model::weights::{Scope, Weight};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -45,7 +45,7 @@ pub fn by_matrix<const D: usize>(x: Tensor<D>, matrix: Tensor<2>) -> Tensor<D> {
     }
     let flat: Tensor<1> = matrix.reshape([out * fan_in]);
     let chosen = Tensor::zeros([1], &flat.device().without_autodiff());
-    fused(x, [out, fan_in], flat.clone(), (flat, chosen, false), None, None)
+    fused(x, [out, fan_in], flat.clone(), (flat, chosen, false), None, None, Precision::F32)
 }
 
 fn affine<const D: usize>(
@@ -64,7 +64,7 @@ fn affine<const D: usize>(
     }
     let (out, fan_in) = weight.spec.matrix();
     let leaf = leaf(&x, weight);
-    fused(x, [out, fan_in], weight.value.clone(), leaf, bias, onto)
+    fused(x, [out, fan_in], weight.value.clone(), leaf, bias, onto, weight.precision)
 }
 
 fn fused<const D: usize>(
@@ -74,6 +74,7 @@ fn fused<const D: usize>(
     (leaf, chosen, sparse): (Tensor<1>, Tensor<1, Int>, bool),
     bias: Option<Tensor<1>>,
     onto: Option<Tensor<D>>,
+    precision: Precision,
 ) -> Tensor<D> {
     let mut shape = x.dims();
     let rows: usize = shape[..D - 1].iter().product();
@@ -90,6 +91,7 @@ fn fused<const D: usize>(
         onto.into_dispatch(),
         sparse,
         residual,
+        precision,
     ));
     shape[D - 1] = out;
     y.reshape(shape)
@@ -150,6 +152,7 @@ pub trait Linear: Backend {
         onto: FloatTensor<Self>,
         sparse: bool,
         residual: bool,
+        precision: Precision,
     ) -> FloatTensor<Self>;
 }
 
@@ -163,6 +166,7 @@ impl Linear for Flex {
         onto: FlexTensor,
         _: bool,
         residual: bool,
+        precision: Precision,
     ) -> FlexTensor {
         let (x, fan_in) = (x.to_contiguous(), x.layout().shape()[1]);
         let (x, weight, bias) = (floats(&x), floats(&weight), floats(&bias));
@@ -178,7 +182,7 @@ impl Linear for Flex {
             }
         }
         let w = Matrix::new(weight, fan_in).t();
-        product([rows, fan_in, out], Matrix::new(x, fan_in), w, &mut y, true, Threads::All);
+        precision.product([rows, fan_in, out], Matrix::new(x, fan_in), w, &mut y, true);
         tensor(y, [rows, out])
     }
 }
@@ -189,15 +193,56 @@ const TILE: usize = 256;
 const ENTRIES: usize = 256;
 /// From this part of a weight on, its gradient is computed a tile of rows at a time, and the entries picked out.
 const DENSE_FROM: usize = 4;
+/// Up to so many entries a neuron the columns are not worth their copies.
+const FEW: usize = 2;
 /// Rows of such a tile.
 const TILE_ROWS: usize = 64;
 
 /// Σ_t dy[t, row] · x[t, col] for every flat index `row · fan_in + col`, sorted.
 fn chosen_gradient(x: &[f32], dy: &[f32], chosen: &[u32], fan_in: usize) -> Vec<f32> {
     let out = dy.len() * fan_in / x.len().max(1);
-    if chosen.len() * DENSE_FROM > out * fan_in {
-        return chosen_from_tiles(x, dy, chosen, fan_in);
+    match chosen.len() {
+        n if n * DENSE_FROM > out * fan_in => chosen_from_tiles(x, dy, chosen, fan_in),
+        n if n > FEW * out => chosen_from_columns(x, dy, chosen, [fan_in, out]),
+        _ => chosen_from_rows(x, dy, chosen, [fan_in, out]),
     }
+}
+
+/// For few entries: `x` and `dy` are read once, as they lie, and what belongs to an entry is picked out of their rows.
+fn chosen_from_rows(x: &[f32], dy: &[f32], chosen: &[u32], [fan_in, out]: [usize; 2]) -> Vec<f32> {
+    const TOKENS: usize = 4;
+    // A thread reads all of `x` for its entries, which are therefore as many as there can be; each sum is taken in the
+    // same order whoever takes it.
+    let share = chosen.len().div_ceil(rayon::current_num_threads()).max(1);
+    let places: Vec<[u32; 2]> = chosen.iter().map(|i| [*i / fan_in as u32, *i % fan_in as u32]).collect();
+    let mut sums = vec![0f32; chosen.len()];
+    sums.par_chunks_mut(share).zip(places.par_chunks(share)).for_each(|(sums, places)| {
+        for (x, dy) in x.chunks(TOKENS * fan_in).zip(dy.chunks(TOKENS * out)) {
+            match x.len() == TOKENS * fan_in {
+                true => picked::<TOKENS>(x, dy, places, fan_in, out, sums),
+                false => x
+                    .chunks_exact(fan_in)
+                    .zip(dy.chunks_exact(out))
+                    .for_each(|(x, dy)| picked::<1>(x, dy, places, fan_in, out, sums)),
+            }
+        }
+    });
+    sums
+}
+
+/// Adds dy[row] · x[col] of `N` tokens to every sum.
+fn picked<const N: usize>(x: &[f32], dy: &[f32], places: &[[u32; 2]], fan_in: usize, out: usize, sums: &mut [f32]) {
+    // Slices of one length each: a place is checked once for all tokens.
+    let x: [&[f32]; N] = std::array::from_fn(|t| &x[t * fan_in..][..fan_in]);
+    let dy: [&[f32]; N] = std::array::from_fn(|t| &dy[t * out..][..out]);
+    for (sum, [row, col]) in sums.iter_mut().zip(places) {
+        let products: [f32; N] = std::array::from_fn(|t| dy[t][*row as usize] * x[t][*col as usize]);
+        *sum += products.iter().sum::<f32>();
+    }
+}
+
+/// For more: their columns are laid out one after another, and each entry is a product of two.
+fn chosen_from_columns(x: &[f32], dy: &[f32], chosen: &[u32], [fan_in, out]: [usize; 2]) -> Vec<f32> {
     let (rows, row_of) = distinct(chosen.iter().map(|i| *i as usize / fan_in), out);
     let (cols, col_of) = distinct(chosen.iter().map(|i| *i as usize % fan_in), fan_in);
     let (mut x_columns, mut dy_columns) = (Scratch::of(cols.len() * TILE), Scratch::of(rows.len() * TILE));
@@ -257,7 +302,7 @@ widest! {
     }
 }
 
-/// The same for many entries: dW in tiles of rows, each gone when its entries are picked out.
+/// For many: dW in tiles of rows, each gone when its entries are picked out.
 fn chosen_from_tiles(x: &[f32], dy: &[f32], chosen: &[u32], fan_in: usize) -> Vec<f32> {
     let tokens = x.len() / fan_in;
     let out = dy.len() / tokens.max(1);
@@ -295,6 +340,7 @@ impl<C: CheckpointStrategy> Linear for Autodiff<Flex, C> {
         onto: FloatTensor<Self>,
         sparse: bool,
         residual: bool,
+        precision: Precision,
     ) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct FusedLinear;
@@ -306,6 +352,7 @@ impl<C: CheckpointStrategy> Linear for Autodiff<Flex, C> {
             chosen: FlexTensor,
             sparse: bool,
             fan_in: usize,
+            precision: Precision,
         }
         impl Backward<Flex, 4> for FusedLinear {
             type State = State;
@@ -329,7 +376,7 @@ impl<C: CheckpointStrategy> Linear for Autodiff<Flex, C> {
                     } else {
                         let mut dw = vec![0f32; out * fan_in];
                         let x = Matrix::new(floats(&x), fan_in);
-                        product([out, rows, fan_in], Matrix::new(dy, out).t(), x, &mut dw, false, Threads::All);
+                        state.precision.product([out, rows, fan_in], Matrix::new(dy, out).t(), x, &mut dw, false);
                         dw
                     };
                     let n = dw.len();
@@ -338,7 +385,7 @@ impl<C: CheckpointStrategy> Linear for Autodiff<Flex, C> {
                 if let Some(node) = x_node {
                     let mut dx = vec![0f32; rows * fan_in];
                     let w = Matrix::new(floats(&state.weight), fan_in);
-                    product([rows, out, fan_in], Matrix::new(dy, out), w, &mut dx, false, Threads::All);
+                    state.precision.product([rows, out, fan_in], Matrix::new(dy, out), w, &mut dx, false);
                     grads.register::<Flex>(node.id, tensor(dx, [rows, fan_in]));
                 }
             }
@@ -353,13 +400,14 @@ impl<C: CheckpointStrategy> Linear for Autodiff<Flex, C> {
                     chosen: chosen.clone(),
                     sparse,
                     fan_in: x.layout().shape()[1],
+                    precision,
                 };
                 let [leaf, bias, onto] = [leaf, bias, onto].map(|t| t.into_primitive());
-                prep.finish(state, Flex::fused_linear(x, weight, leaf, bias, chosen, onto, sparse, residual))
+                prep.finish(state, Flex::fused_linear(x, weight, leaf, bias, chosen, onto, sparse, residual, precision))
             }
             OpsKind::UnTracked(prep) => {
                 let [x, weight, leaf, bias, onto] = [x, weight, leaf, bias, onto].map(|t| t.into_primitive());
-                prep.finish(Flex::fused_linear(x, weight, leaf, bias, chosen, onto, sparse, residual))
+                prep.finish(Flex::fused_linear(x, weight, leaf, bias, chosen, onto, sparse, residual, precision))
             }
         }
     }

@@ -4,10 +4,12 @@
 //! device, and wherever a test asks for it, the same function is composed of burn's own operations (`plain`), which is
 //! also what every kernel is tested against.
 //!
-//! Work is cut into pieces by shape alone, never by the number of threads, and pieces are summed in their order: any
-//! number of threads gives the same bytes.
+//! Every sum is taken by one thread, or in pieces that are cut by shape alone and added in their order: any number of
+//! threads gives the same bytes.
 
 pub mod adam;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 pub mod attention;
 pub mod conv;
 pub mod gelu;
@@ -17,9 +19,12 @@ pub mod norm;
 pub mod tap;
 pub mod windows;
 
+use crate::error::Error;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
+use std::str::FromStr;
 
 /// Lets memory that is freed stay with the program for the next operation. glibc gives the large outputs of layers back to
 /// the system one by one, and the system then hands out the same pages again, zeroed and one fault each: a tenth of the
@@ -48,6 +53,51 @@ pub fn return_freed_memory() {
         #[expect(unsafe_code, reason = "a call into the C library; it frees only what nobody holds")]
         unsafe {
             libc::malloc_trim(0);
+        }
+    }
+}
+
+/// In what the products of a linear layer are taken; sums, and all that is kept, are f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// As they are.
+    #[default]
+    F32,
+    /// Of numbers rounded to the eight leading bits that bf16 keeps: forward, and backward for both gradients.
+    Bf16,
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Precision, Error> {
+        match word {
+            "f32" => Ok(Precision::F32),
+            "bf16" => Ok(Precision::Bf16),
+            _ => Err(Error::usage(format!("unknown precision `{word}`")).hint("f32 or bf16")),
+        }
+    }
+}
+
+impl Precision {
+    /// Whether this processor is faster with it. Nothing is computed in it elsewhere.
+    pub fn available(self) -> bool {
+        match self {
+            Precision::F32 => true,
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Precision::Bf16 => amx::available(),
+            #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+            Precision::Bf16 => false,
+        }
+    }
+
+    /// `out = a · b` or `out += a · b` on all threads, as [`product`].
+    fn product(self, sizes: [usize; 3], a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32], add: bool) {
+        match self {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Precision::Bf16 if amx::available() => amx::product(sizes, a, b, out, add),
+            _ => product(sizes, a, b, out, add, Threads::All),
         }
     }
 }
