@@ -6,8 +6,7 @@
 use crate::error::{Error, Result, nearest};
 use crate::image::{Axis, Resize, Spacing, Window};
 use crate::method::{self, Budget, Change, Group, OtherScores, Score, SelectionLoss, Settings, Train};
-use crate::model::kernel::Precision;
-use crate::predict::Preprocessing;
+use crate::predict::{Precision, Preprocessing};
 use crate::train::batch::Augment;
 use crate::train::{Algorithm, BASE_WIDTH, EPSILON, Epsilon, LrScaling};
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,6 @@
 //! The one place that knows which devices exist, probes them without a panic, and picks one.
 
 use crate::error::{Error, Result};
-use crate::model::kernel::Precision;
 use burn::tensor::Device;
 
 /// A device and its name for people and files.
@@ -11,22 +10,6 @@ pub struct Chosen {
     pub device: Device,
     /// `cpu` or `cuda:N`.
     pub name: String,
-}
-
-impl Chosen {
-    /// Whether the device takes products in this precision.
-    ///
-    /// # Errors
-    /// A device error saying what it lacks.
-    pub fn check(&self, precision: Precision) -> Result<()> {
-        let lacks = match precision.available() {
-            _ if precision == Precision::F32 => return Ok(()),
-            _ if self.name != "cpu" => "bf16 is made for the CPU alone",
-            true => return Ok(()),
-            false => "this processor has no matrix tiles (Intel AMX), without which bf16 is slower than f32",
-        };
-        Err(Error::device(format!("no bf16 on `{}`: {lacks}", self.name)).hint("use --dtype f32"))
-    }
 }
 
 /// Finds the device that `--device` asks for: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -123,15 +106,6 @@ pub fn forget_peak() -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn precision() {
-        let cpu = choose("cpu").unwrap();
-        cpu.check(Precision::F32).unwrap();
-        assert_eq!(cpu.check(Precision::Bf16).is_ok(), Precision::Bf16.available());
-        let gpu = Chosen { name: "cuda:0".into(), ..cpu };
-        assert_eq!(gpu.check(Precision::Bf16).unwrap_err().kind.exit_code(), 5);
-    }
 
     #[test]
     fn words() {

@@ -44,6 +44,10 @@ fn recognise(path: &Path) -> Result<Kind> {
     if !path.exists() {
         return Err(Error::usage("no such file or folder").at(path));
     }
+    // A pipe would be waited for.
+    if !path.is_file() && !path.is_dir() {
+        return Err(Error::usage("neither a file nor a folder").at(path));
+    }
     if path.is_file() && nifti::is_nifti(path) {
         return Ok(Kind::Volume);
     }

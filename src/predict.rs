@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::image::{Axis, Fit, Labels, Mosaic, Picture, Resize, SliceFrame, Volume, Window, cut, mirrored};
 use crate::model::Sam;
-use crate::model::kernel::Precision;
+pub use crate::model::kernel::Precision;
 use crate::model::resize::bilinear;
 use crate::model::sam::{Cache, Embedding, Masks, PointLabel, Prompt, logits_fullsize, logits_shown};
 use crate::model::weights::to_vec;

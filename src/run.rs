@@ -31,6 +31,8 @@ impl Run {
         let folder = match given {
             Some(folder) => {
                 if taken(folder) {
+                    // Another process may be at work in it; the lock goes with the folder.
+                    let _held = Run { folder: folder.to_path_buf() }.lock()?;
                     std::fs::remove_dir_all(folder).map_err(|e| Error::writing(folder, &e))?;
                 }
                 std::fs::create_dir_all(folder).map_err(|e| Error::writing(folder, &e))?;
@@ -58,6 +60,9 @@ impl Run {
     /// # Errors
     /// As [`Run::create`].
     pub fn check_free(given: Option<&Path>, force: Replace) -> Result<()> {
+        if let Some(file) = given.filter(|folder| folder.is_file()) {
+            return Err(Error::usage("a run is a folder, this is a file").at(file).hint("choose another --out"));
+        }
         let Some(folder) = given.filter(|folder| taken(folder)) else { return Ok(()) };
         if force == Replace::Never {
             return Err(Error::usage("the run folder exists already")
@@ -111,12 +116,16 @@ impl Run {
     /// A usage error when there is none yet.
     pub fn newest() -> Result<Run> {
         let latest = Path::new(RUNS).join("latest");
-        let name = std::fs::read_to_string(&latest).map_err(|_| {
-            Error::usage("no completed run yet")
+        let name = std::fs::read_to_string(&latest).unwrap_or_default();
+        if name.trim().is_empty() {
+            return Err(Error::usage("no completed run yet")
                 .at(RUNS)
-                .hint("train one with `segft train`, or name a run with --run DIR")
+                .hint("train one with `segft train`, or name a run with --run DIR"));
+        }
+        let run = Run::open(Path::new(name.trim())).map_err(|e| {
+            Error { message: format!("{latest}, the newest run's name: {e}", latest = latest.display()), ..e }
+                .hint("name a run with --run DIR; `segft doctor` lists them")
         })?;
-        let run = Run::open(Path::new(name.trim()))?;
         if !run.is_completed() {
             return Err(Error::usage("runs/latest names a run that is not complete").at(run.folder));
         }
@@ -179,6 +188,17 @@ impl Run {
     pub fn is_completed(&self) -> bool {
         let text = std::fs::read_to_string(self.metrics()).unwrap_or_default();
         serde_json::from_str::<serde_json::Value>(&text).is_ok_and(|metrics| metrics.is_object())
+    }
+
+    /// A patch file as it is, or that of a run folder.
+    ///
+    /// # Errors
+    /// As [`Run::open`] and [`Run::existing_patch`], of a folder.
+    pub fn patch_in(path: &Path) -> Result<PathBuf> {
+        match path.is_dir() {
+            true => Run::open(path)?.existing_patch(),
+            false => Ok(path.to_path_buf()),
+        }
     }
 
     /// The fine-tune, if the run has one.
@@ -251,5 +271,44 @@ impl Run {
     pub fn state(&self, network: usize) -> PathBuf {
         let number = if network == 0 { String::new() } else { format!("-{network}") };
         self.folder.join("checkpoint").join(format!("state{number}.safetensors"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_at_work_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = Run { folder: folder.path().join("a") };
+        std::fs::create_dir(&run.folder).unwrap();
+        std::fs::write(run.config(), "").unwrap();
+        let create = || Run::create(Some(&run.folder), "discs", "gps", Replace::Allowed);
+        let lock = run.lock().unwrap();
+        let error = create().unwrap_err();
+        assert_eq!((error.kind.exit_code(), run.config().is_file()), (1, true), "{error}");
+        drop(lock);
+        create().unwrap();
+        assert!(!run.config().exists());
+    }
+
+    #[test]
+    fn a_file_is_no_place_for_a_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a");
+        std::fs::write(&file, "mine").unwrap();
+        assert_eq!(Run::check_free(Some(&file), Replace::Allowed).unwrap_err().kind.exit_code(), 2);
+    }
+
+    #[test]
+    fn a_patch_is_a_file_or_in_a_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = Run { folder: folder.path().to_path_buf() };
+        assert_eq!(Run::patch_in(&run.folder).unwrap_err().kind.exit_code(), 2);
+        std::fs::write(run.config(), "").unwrap();
+        std::fs::write(run.patch(), "").unwrap();
+        assert_eq!(Run::patch_in(&run.folder).unwrap(), run.patch());
+        assert_eq!(Run::patch_in(&run.patch()).unwrap(), run.patch());
     }
 }

@@ -93,6 +93,25 @@ fn a_missing_gpu_is_said_at_once() {
     assert_eq!((code, error.contains("--features cuda")), (5, true), "{error}");
 }
 
+#[cfg(feature = "cuda")]
+#[test]
+fn without_a_gpu_cuda_is_refused_and_auto_takes_the_cpu() {
+    if segft::device::gpus() > 0 {
+        println!("skipped: there is a GPU here");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    small_checkpoint(&at.join("small.safetensors"));
+    discs(at, "a", 8, 0);
+    let (code, error) = fails(at, &["train", "--dataset", ".", "--device", "cuda"]);
+    assert_eq!((code, error.contains("libcuda")), (5, true), "{error}");
+    let predict = ["predict", "images/a000.png", "--model", "small.safetensors", "--box", "1,1,20,20"];
+    let output = segft(at, &[&predict[..], &["--device", "auto"]].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("device       cpu"), "{said}");
+}
+
 #[test]
 fn errors_are_json_too() {
     let folder = tempfile::tempdir().unwrap();
@@ -240,7 +259,7 @@ fn only_generated_sets_are_replaced() {
     assert!(at.join("set/notes.txt").is_file());
     // A temporary name says nothing to anybody.
     let (code, error) = fails(at, &["data", "check", "set", "--json=nowhere/x.json"]);
-    assert!(code == 1 && error.contains("nowhere/x.json") && !error.contains(".segft-"), "{error}");
+    assert!(code == 2 && error.contains("nowhere: there is no such folder") && !error.contains(".segft-"), "{error}");
 }
 
 #[test]
@@ -520,4 +539,103 @@ fn an_ignored_label_is_not_foreground() {
     let (code, error) = fails(at, &select);
     assert!(code == 3 && error.contains("`ignore`") && error.contains("--labels 1,2"), "{code} {error}");
     ok(at, &[&select[..], &["--labels", "1,2"]].concat());
+}
+
+/// What a file of weights says of itself is checked before it is believed: no memory is taken for it.
+#[test]
+fn claims_of_weights_are_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    discs(&at.join("discs"), "a", 1, 0);
+    let tensor = |name: &str, shape: &str, from: usize, to: usize| {
+        format!(r#""{name}":{{"dtype":"F32","shape":[{shape}],"data_offsets":[{from},{to}]}}"#)
+    };
+    let two = |from, to| format!("{{{},{}}}", tensor("a", "2", 0, 8), tensor("b", "2", from, to));
+    // Name, length of the header as claimed beyond what it is, header, bytes behind it.
+    for (name, beyond, header, held) in [
+        ("right", 0, two(8, 16), 16),
+        ("long", 1000, two(8, 16), 16),
+        ("huge", 200 << 20, two(8, 16), 16),
+        ("overlap", 0, two(4, 12), 12),
+        ("gap", 0, two(12, 20), 20),
+        ("short", 0, two(8, 16), 12),
+        ("overflow", 0, format!("{{{}}}", tensor("a", "4294967296,4294967296", 0, 0)), 0),
+    ] {
+        let claimed = header.len() as u64 + beyond;
+        let bytes = [&claimed.to_le_bytes()[..], header.as_bytes(), &vec![0; held][..]].concat();
+        std::fs::write(at.join(format!("{name}.safetensors")), bytes).unwrap();
+    }
+    // So large that its header would fit, were there no limit to one.
+    let huge = std::fs::File::options().write(true).open(at.join("huge.safetensors")).unwrap();
+    huge.set_len(201 << 20).unwrap();
+
+    // A pickle that claims 2^31 numbers, over a storage of one.
+    let seven = segft::model::HostTensor { shape: vec![7], data: vec![0.0; 7] };
+    let tensors = std::collections::BTreeMap::from([("a".to_string(), seven)]);
+    segft::model::pth::write(&at.join("right.pth"), &tensors).unwrap();
+    let mut archive = zip::ZipArchive::new(std::fs::File::open(at.join("right.pth")).unwrap()).unwrap();
+    let mut pickle = Vec::new();
+    std::io::Read::read_to_end(&mut archive.by_name("archive/data.pkl").unwrap(), &mut pickle).unwrap();
+    let long = |n: u64| [&[0x8au8, 8][..], &n.to_le_bytes()[..]].concat();
+    let seven = long(7);
+    let places: Vec<usize> = (0..pickle.len()).filter(|place| pickle[*place..].starts_with(&seven)).collect();
+    assert_eq!(places.len(), 2, "the length of the storage, and the shape");
+    for place in places {
+        pickle[place..place + 10].copy_from_slice(&long(1 << 31));
+    }
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    for (name, bytes) in [("data.pkl", &pickle[..]), ("byteorder", b"little"), ("data/0", &[0; 4]), ("version", b"3\n")]
+    {
+        zip.start_file(format!("archive/{name}"), stored).unwrap();
+        std::io::Write::write_all(&mut zip, bytes).unwrap();
+    }
+    std::fs::write(at.join("claims.pth"), zip.finish().unwrap().into_inner()).unwrap();
+
+    // Of another network, and whole.
+    for file in ["right.safetensors", "right.pth"] {
+        ok(at, &["info", file]);
+    }
+    for name in ["long", "huge", "overlap", "gap", "short", "overflow", "claims"] {
+        let file = format!("{name}.{}", if name == "claims" { "pth" } else { "safetensors" });
+        let file = file.as_str();
+        let predict = ["predict", "discs/images/a000.png", "--box", "1,1,5,5", "--model", file];
+        for arguments in [&["info", file][..], &predict] {
+            let (code, error) = fails(at, arguments);
+            assert!(code == 3 && error.contains(file), "{arguments:?}: {code} {error}");
+            assert!(!error.contains("not a SAM"), "{arguments:?}: it was believed: {error}");
+        }
+    }
+}
+
+/// Code blocks of the README: the two commands of its beginning, flags that there are, and the first command in small.
+#[test]
+fn what_the_readme_says_runs() {
+    fn code(line: &str) -> Option<&str> {
+        Some(line.strip_prefix("    ")?.split("  #").next()?.trim())
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let readme = include_str!("../README.md");
+    let first: Vec<&str> = readme.lines().take(20).filter_map(code).collect();
+    for line in ["cargo run --release -- train --dataset phantom", "cargo test"] {
+        assert!(first.contains(&line), "`{line}` is not among {first:?}");
+    }
+    let mut commands = 0;
+    for line in readme.lines().filter_map(code) {
+        let words = line.strip_prefix("segft ").or_else(|| line.strip_prefix("cargo run --release -- "));
+        let Some(words) = words else { continue };
+        // What is left out stands for flags.
+        let words = words.split_whitespace().filter(|word| !word.contains('…'));
+        ok(at, &words.chain(["--help"]).collect::<Vec<_>>());
+        commands += 1;
+    }
+    assert!(commands >= 6, "{commands} commands");
+    // `--dataset phantom` with `tiny`, which is compiled in: fewer pictures, smaller, one step.
+    ok(at, &["data", "make", "phantom", "--out", "few", "--count", "12"]);
+    let said =
+        ok(at, &["train", "--dataset", "few", "--steps", "1", "--batch", "1", "--image-size", "64", "--threads", "2"]);
+    for words in ["mDice", "mIoU", "run folder: runs/few-gps-1"] {
+        assert!(said.contains(words), "`{words}`: {said}");
+    }
 }

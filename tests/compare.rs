@@ -141,6 +141,19 @@ fn a_table_is_filled_once_and_its_holes_again() {
     assert_eq!((table["n_cells"].as_u64(), table["trials"].as_u64()), (Some(4), Some(2)));
     assert_eq!(table["rows"].as_array().unwrap().len(), 2);
 
+    // Cells are no answer to another question.
+    for other in [["--steps", "77"], ["--k", "3"], ["--lrs", "1,5"]] {
+        let asked = arguments("held-out", "out", &["--report"]);
+        let place = asked.iter().position(|word| *word == other[0]);
+        let mut asked = asked;
+        match place {
+            Some(place) => asked[place + 1] = other[1],
+            None => asked.extend(other),
+        }
+        let (code, error) = fails(at, &asked);
+        assert_eq!((code, error.contains("made with other settings")), (2, true), "{other:?}: {error}");
+    }
+
     // A count of trials that is not everyone's is refused.
     let mut cell = json(&hole);
     cell["trials"] = 3.into();

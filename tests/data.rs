@@ -3,9 +3,12 @@
 
 mod common;
 
-use common::discs;
+use common::{discs, fails, ok};
 use segft::data::{Request, Splits, data_hash, facts, prepare};
 use segft::error::Error;
+use segft::image::{Grid, Labels, Volume};
+use segft::io::nifti::{Template, write_labels, write_volume};
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -165,6 +168,17 @@ fn split_files_and_folds() {
     tested.sort();
     tested.dedup();
     assert_eq!(tested.len(), 10, "every case is tested once");
+    // A size counts training and validation together, in folds too.
+    let sides = prepare(&Request { fold: Some((5, 1)), size: Some(4), ..request(folder.path()) }).unwrap();
+    assert_eq!((sides.train.len(), sides.validation.len(), sides.test.len()), (3, 1, 2));
+    // Two folds leave none to train with; with a test set of its own they do.
+    let error = refused(&Request { fold: Some((2, 1)), ..request(folder.path()) });
+    assert!(error.kind.exit_code() == 2 && error.hint.unwrap().contains("3 ≤ N"));
+    let other = tempfile::tempdir().unwrap();
+    discs(other.path(), "t", 3, 40);
+    let test = Some(other.path().to_path_buf());
+    let sides = prepare(&Request { fold: Some((2, 1)), test, ..request(folder.path()) }).unwrap();
+    assert_eq!((sides.train.len(), sides.validation.len(), sides.test.len()), (5, 5, 3));
 }
 
 #[test]
@@ -229,6 +243,68 @@ fn a_place_for_a_set_that_has_its_own_is_refused() {
     discs(folder.path(), "a", 6, 0);
     let error = refused(&Request { data: Some("missing".into()), ..request(folder.path()) });
     assert!(error.kind.exit_code() == 2 && error.message.contains("--data missing"), "{error}");
+}
+
+/// Volumes `a` and `b` with labels, as `dataset.json` describes them; the second volume is not compressed. Beside the
+/// first lies what macOS leaves in archives.
+fn described(folder: &Path, channel: &str, description: &Value) {
+    for side in ["imagesTr", "labelsTr"] {
+        std::fs::create_dir_all(folder.join(side)).unwrap();
+    }
+    let grid = Grid { shape: [5, 4, 3], ..Grid::picture(1, 1) };
+    for (n, (id, ending)) in [("a", "nii.gz"), ("b", "nii")].into_iter().enumerate() {
+        let voxels = (0..60).map(|i| ((7 * i + n) % 13) as f32).collect();
+        let volume = Volume { grid: grid.clone(), voxels };
+        write_volume(&folder.join(format!("imagesTr/{id}{channel}.{ending}")), &volume).unwrap();
+        let labels = Labels { grid: grid.clone(), voxels: (0..60).map(|i| i % 3).collect() };
+        write_labels(&folder.join(format!("labelsTr/{id}.nii.gz")), &labels, &Template::of_grid(&grid)).unwrap();
+    }
+    for left in [format!("imagesTr/._a{channel}.nii.gz"), "labelsTr/._a.nii.gz".to_string()] {
+        std::fs::write(folder.join(left), "Mac OS X").unwrap();
+    }
+    std::fs::write(folder.join("dataset.json"), description.to_string()).unwrap();
+}
+
+#[test]
+fn decathlon_and_raw_folders_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let pair =
+        |id: &str| json!({ "image": format!("./imagesTr/{id}.nii.gz"), "label": format!("./labelsTr/{id}.nii.gz") });
+    let decathlon = json!({
+        "name": "Liver",
+        "tensorImageSize": "3D",
+        "modality": { "0": "CT" },
+        "labels": { "0": "background", "1": "liver", "2": "cancer" },
+        "numTraining": 2,
+        "numTest": 1,
+        "training": [pair("a"), pair("b")],
+        "test": ["./imagesTs/c.nii.gz"],
+    });
+    let raw = json!({
+        "channel_names": { "0": "CT" },
+        "labels": { "background": 0, "liver": 1, "cancer": 2 },
+        "numTraining": 2,
+        "file_ending": ".nii.gz",
+    });
+    for (name, layout, channel, description, missing) in [
+        ("msd", "Medical Segmentation Decathlon", "", decathlon, "`./imagesTr/b.nii.gz`"),
+        ("raw", "nnU-Net raw", "_0000", raw, "`b_0000`"),
+    ] {
+        let set = at.join(name);
+        described(&set, channel, &description);
+        let told: Value = serde_json::from_str(&ok(at, &["info", name, "--json"])).unwrap();
+        assert_eq!((told["layout"].as_str(), told["n_cases"].as_u64()), (Some(layout), Some(2)));
+        assert_eq!(told["classes"], json!({ "1": "liver", "2": "cancer" }), "{name}");
+        let cases = segft::data::open(&request(&set)).unwrap().cases;
+        assert_eq!(cases.iter().map(|case| case.id.as_str()).collect::<Vec<_>>(), ["a", "b"], "{name}");
+        // Described as .nii.gz, and found as it lies there.
+        let second = set.join(format!("imagesTr/b{channel}.nii"));
+        assert_eq!((&cases[1].image, &cases[1].mask), (&second, &set.join("labelsTr/b.nii.gz")));
+        std::fs::remove_file(second).unwrap();
+        let (code, error) = fails(at, &["info", name]);
+        assert!(code == 3 && error.contains(missing), "{name}: {code}, {error}");
+    }
 }
 
 #[test]

@@ -48,9 +48,19 @@ fn module(path: &Path) -> String {
     inner.iter().next().unwrap().to_string_lossy().trim_end_matches(".rs").to_string()
 }
 
+/// The path below src/.
+fn inner(path: &Path) -> String {
+    path.strip_prefix(root().join("src")).unwrap().to_string_lossy().replace('\\', "/")
+}
+
+/// A source without the lines that are comments.
+fn code(text: &str) -> String {
+    text.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
 /// Modules named as `crate::name` or inside `crate::{…}` outside of comments.
 fn used(text: &str) -> BTreeSet<String> {
-    let code: String = text.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let code = code(text);
     let word = |s: &str| s.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     code.split("crate::").skip(1).map(word).filter(|w| !w.is_empty()).collect()
 }
@@ -119,8 +129,8 @@ fn no_source_but_those_of_the_methods_names_a_method() {
     const DEFAULT: &str = "gps";
     let (mut wrong, mut meant) = (Vec::new(), BTreeSet::new());
     for (path, text) in sources(&root().join("src")).into_iter().filter(|(path, _)| module(path) != "method") {
-        let inner = path.strip_prefix(root().join("src")).unwrap().to_string_lossy().replace('\\', "/");
-        let code: String = text.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+        let inner = inner(&path);
+        let code = code(&text);
         for name in methods().iter().map(|(name, ..)| *name).filter(|name| *name != DEFAULT) {
             if !code.contains(&format!("\"{name}\"")) && !code.contains(&format!("--method {name}")) {
                 continue;
@@ -133,5 +143,39 @@ fn no_source_but_those_of_the_methods_names_a_method() {
     }
     let idle = EXCEPTIONS.iter().filter(|known| !meant.contains(*known));
     wrong.extend(idle.map(|(file, word, _)| format!("src/{file} does not say `{word}`")));
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// Where a file is made otherwise than by `write_atomic`: by which call, how often, and why it may be.
+const WRITERS: [(&str, &str, usize, &str); 7] = [
+    ("data/fetch.rs", "File::create(", 2, "a lock; what an archive holds, in a folder that is named when it is whole"),
+    ("data/fetch.rs", "File::options(", 1, "a download that can be resumed, and is named when it is whole"),
+    ("data/fetch.rs", "fs::copy(", 1, "into a folder that is named when it is whole"),
+    ("data/fetch.rs", "fs::write(", 1, "what such a download is a part of"),
+    ("device.rs", "fs::write(", 1, "a word to the system, no file"),
+    ("progress.rs", "OpenOptions", 1, "the log, which grows line by line"),
+    ("run.rs", "File::create(", 1, "a lock"),
+];
+
+/// What is written is there whole or not at all; a call that could leave half a file is thought about first.
+#[test]
+fn files_are_made_whole_but_for_those_that_are_listed() {
+    const CALLS: [&str; 6] =
+        ["File::create(", "File::create_new(", "File::options(", "OpenOptions", "fs::copy(", "fs::write("];
+    let mut found = BTreeMap::new();
+    for (path, text) in sources(&root().join("src")) {
+        let (inner, code) = (inner(&path), code(&text));
+        for call in CALLS.into_iter().filter(|call| code.contains(call)) {
+            found.insert((inner.clone(), call), code.matches(call).count());
+        }
+    }
+    let mut wrong = Vec::new();
+    for (file, call, times, _) in WRITERS {
+        let is = found.remove(&(file.to_string(), call)).unwrap_or(0);
+        if is != times {
+            wrong.push(format!("src/{file} has `{call}` {is} times, {times} are listed"));
+        }
+    }
+    wrong.extend(found.keys().map(|(file, call)| format!("src/{file} has `{call}`: by `write_atomic`, or listed?")));
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }

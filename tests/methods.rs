@@ -864,3 +864,34 @@ fn rates_are_shown_by_kind_of_layer() {
     let (code, error) = fails(at, &["train", "--optimizer", "sgd", "--adam-eps", "1e-12"]);
     assert!(code == 2 && error.contains("--adam-eps"), "{code} {error}");
 }
+
+/// Names that sound like norms, positions or matrices decide nothing.
+#[test]
+fn what_can_be_chosen_from_is_told_by_its_kind() {
+    let spec = |name: &str, kind| WeightSpec {
+        name: format!("image_encoder.{name}"),
+        kind,
+        part: Part::ImageEncoder,
+        shape: vec![2, 2],
+        prompt_free: true,
+    };
+    let specs = [
+        spec("norm_pos_bias_token.weight", Kind::Linear),
+        spec("rel_pos_norm.weight", Kind::Conv),
+        spec("lin1.weight", Kind::Norm),
+        spec("lin2.weight", Kind::Bias),
+        spec("qkv.weight", Kind::Position),
+        spec("proj.weight", Kind::Embedding),
+        spec("conv.weight", Kind::Buffer),
+    ];
+    assert_eq!(specs.each_ref().map(method::selectable), [true, true, false, false, false, false, false]);
+    let weight = |spec: &WeightSpec| vec![1f32; spec.len()];
+    let evidence = method::Evidence { cases: 0, sums: BTreeMap::new(), weight: &weight, seed: 0 };
+    let magnitude = method::find("magnitude").unwrap();
+    let chosen = method::choose(magnitude, &specs, &evidence, &Settings::default()).unwrap().unwrap();
+    let names: Vec<String> = chosen.into_keys().collect();
+    assert_eq!(names, ["image_encoder.norm_pos_bias_token.weight", "image_encoder.rel_pos_norm.weight"]);
+    // The same kinds outside of the encoder are not chosen from.
+    let outside = WeightSpec { part: Part::MaskDecoder, ..spec("lin1.weight", Kind::Linear) };
+    assert!(!method::selectable(&outside));
+}

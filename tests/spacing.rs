@@ -4,7 +4,7 @@
 mod common;
 
 use common::{QUICK, fails, ok, small_checkpoint, small_config};
-use segft::image::{Axis, Grid, Labels, Picture, SliceFrame, Volume, mirrored};
+use segft::image::{Axis, Grid, Labels, Picture, SliceFrame, Volume, Window, mirrored};
 use segft::io::nifti::{Template, write_labels, write_values};
 use segft::job::base;
 use segft::model::checkpoint;
@@ -119,14 +119,72 @@ fn what_is_pointed_at_is_looked_for_around_the_point() {
     assert_eq!(seen(Prompts { points: corners, bounds: None }).len(), 48 * 48);
 }
 
+/// A volume is shown slice by slice from below, the body's right at the left and its front at the top.
+#[test]
+fn a_volume_is_its_slices() {
+    type Place = fn(usize, usize, usize) -> usize;
+    type Axes = [(usize, f64); 3];
+    let device = segft::device::choose("cpu").unwrap().device;
+    let sam = checkpoint::random("small", small_config(), 3).into_sam(&device);
+    // Grey levels are the voxels themselves.
+    let preprocessing =
+        Preprocessing { axis: Axis::Axial, window: Window::Range(0.0, 255.0), ..Preprocessing::new(72) };
+    assert_eq!(preprocessing.spacing_mm, None);
+    let predictor = Predictor::new(&sam, &preprocessing, &device);
+    let grey = |slice: usize, x: usize, y: usize| ((slice + 1) * (31 * x + 17 * y + 5) % 256) as u8;
+    let picture = |slice| {
+        let rgb = (0..12 * 10).flat_map(|n| [grey(slice, n % 12, n / 12); 3]).collect();
+        Picture { width: 12, height: 10, rgb }
+    };
+    // Shape; which file axis runs to the right, front and top, or from there; where a pixel of a slice lies.
+    let stored: [([usize; 3], Axes, Place); 2] = [
+        ([12, 10, 4], [(0, 1.0), (1, 1.0), (2, 1.0)], |slice, x, y| (11 - x) + 12 * ((9 - y) + 10 * slice)),
+        ([4, 10, 12], [(2, -1.0), (1, 1.0), (0, -1.0)], |slice, x, y| (3 - slice) + 4 * ((9 - y) + 10 * x)),
+    ];
+    for boxed in [false, true] {
+        // A box tells which slice is meant by its number.
+        let prompts = |slice: usize| match boxed {
+            true => Prompts { points: vec![], bounds: Some([1.0, 2.0, 4.0 + 2.0 * slice as f32, 8.0]) },
+            false => Prompts::default(),
+        };
+        let planes: Vec<Vec<f32>> =
+            (0..4).map(|slice| predictor.picture(&picture(slice), &prompts(slice)).unwrap()).collect();
+        assert!((0..4).all(|a| (0..a).all(|b| planes[a] != planes[b])), "slices that could be swapped");
+        for (shape, axes, place) in stored {
+            let mut grid = Grid { shape, ..Grid::picture(1, 1) };
+            for (world, (axis, way)) in axes.into_iter().enumerate() {
+                grid.affine[world] = [0.0; 4];
+                grid.affine[world][axis] = way;
+            }
+            let (mut voxels, mut expected) = (vec![f32::NAN; 480], vec![f32::NAN; 480]);
+            for (slice, plane) in planes.iter().enumerate() {
+                for (n, p) in plane.iter().enumerate() {
+                    let (x, y) = (n % 12, n / 12);
+                    voxels[place(slice, x, y)] = f32::from(grey(slice, x, y));
+                    expected[place(slice, x, y)] = *p;
+                }
+            }
+            let volume = Volume { grid, voxels };
+            let found = predictor.volume(&volume, |slice| Some(prompts(slice)), |_, _| ()).unwrap();
+            let wrong = (0..480).filter(|n| found[*n] != expected[*n]).count();
+            assert_eq!((found.len(), wrong), (480, 0), "{shape:?}, with a box: {boxed}");
+        }
+    }
+}
+
 /// Volumes of 24 × 20 × 4 voxels of `mm` with a bright ball, and their masks; a table's rows for `side`.
 fn balls(folder: &Path, prefix: &str, count: usize, mm: f64, side: &str) -> String {
+    bodies(folder, prefix, count, mm, side, |_| 4.0)
+}
+
+/// The same with what is bright as wide as `radius` says of each slice, in pixels.
+fn bodies(folder: &Path, prefix: &str, count: usize, mm: f64, side: &str, radius: fn(usize) -> f32) -> String {
     let (mut rows, apart) = (String::new(), usize::from(prefix.as_bytes()[0]));
     for i in 0..count {
         let mut grid = Grid { shape: [24, 20, 4], spacing_mm: [mm, mm, 5.0], ..Grid::picture(1, 1) };
         (0..3).for_each(|n| grid.affine[n][n] = grid.spacing_mm[n]);
         let (cx, cy) = (7.0 + (i * 5 % 9) as f32, 7.0 + (i * 3 % 6) as f32);
-        let inside = |n: usize| ((n % 24) as f32 - cx).hypot((n / 24 % 20) as f32 - cy) < 4.0;
+        let inside = |n: usize| ((n % 24) as f32 - cx).hypot((n / 24 % 20) as f32 - cy) < radius(n / (24 * 20));
         let voxels =
             (0..24 * 20 * 4).map(|n| if inside(n) { 200.0 } else { (n * 31 % 23 + i + apart) as f32 }).collect();
         let labels = (0..24 * 20 * 4).map(|n| u16::from(inside(n))).collect();
@@ -199,4 +257,46 @@ fn the_scale_comes_from_the_training_cases_and_goes_with_the_patch() {
     }
     let (code, error) = fails(at, &["train", "--dataset", "large.csv", "--spacing", "-1"]);
     assert!(code == 2 && error.contains("--spacing"), "{error}");
+}
+
+/// The mean over cases, of whole volumes; and no threshold that is tried would have been better.
+#[test]
+fn predict_and_score_find_what_validation_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    small_checkpoint(&at.join("small.safetensors"));
+    // Wider from slice to slice: each has another Dice than its case.
+    let cones = |prefix, count, side| bodies(at, prefix, count, 2.0, side, |slice| 2.5 + slice as f32);
+    table(at, "set.csv", &[cones("a", 4, "train"), cones("b", 3, "val"), cones("c", 1, "test")]);
+    let mut arguments = vec!["train", "--dataset", "set.csv", "--out", "run", "--model", "small.safetensors"];
+    arguments.extend(["--method", "full", "--lr", "1e-3", "--epochs", "6", "--seed", "5", "--threads", "2"]);
+    ok(at, &arguments);
+    let record = json(at, "run/run.json");
+    let ids: Vec<&str> = record["splits"]["validation"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert_eq!(ids, ["b0", "b1", "b2"]);
+    std::fs::create_dir(at.join("refs")).unwrap();
+    for id in &ids {
+        std::fs::copy(at.join(format!("{id}-mask.nii.gz")), at.join(format!("refs/{id}.nii.gz"))).unwrap();
+    }
+    let inputs: Vec<String> = ids.iter().map(|id| format!("{id}.nii.gz")).collect();
+    let scored = |threshold: f32| {
+        let (number, out) = (threshold.to_string(), format!("at{:.0}", 100.0 * threshold));
+        let mut arguments = vec!["predict", "--run", "run", "--threshold", number.as_str(), "--out", out.as_str()];
+        arguments.extend(inputs.iter().map(String::as_str));
+        ok(at, &arguments);
+        let report = ok(at, &["score", "--pred", &out, "--ref", "refs", "--no-surfaces", "--json"]);
+        serde_json::from_str::<Value>(&report).unwrap()["mDice"].as_f64().unwrap()
+    };
+    let tried: Vec<(f32, f64)> = (3..=17).map(|i| i as f32 * 0.05).map(|t| (t, scored(t))).collect();
+    let of = |threshold: f64| {
+        let same = |(t, _): &&(f32, f64)| (f64::from(*t) - threshold).abs() < 1e-6;
+        tried.iter().find(same).map(|(_, mdice)| *mdice).unwrap()
+    };
+    let metrics = json(at, "run/metrics.json");
+    let (half, validation) = (of(0.5), metrics["validation_mDice"].as_f64().unwrap());
+    assert!((half - validation).abs() < 1e-6, "{half} by score, {validation} in the run");
+    let chosen = metrics["threshold"].as_f64().unwrap();
+    let best = of(chosen);
+    assert!(tried.iter().all(|(_, mdice)| *mdice <= best + 1e-9), "{chosen} of {tried:?}");
+    assert!(tried.iter().any(|(_, mdice)| *mdice < best - 0.1), "something to choose from: {tried:?}");
 }

@@ -163,6 +163,25 @@ fn a_run_is_whole_and_counts_what_it_says() {
             assert!(bytes(at, &format!("m1/{case}.png")) == bytes(at, &format!("{out}/{case}.png")), "{out} {case}");
         }
     }
+    // A volume is not what it was trained on, and it says so.
+    let grid = Grid { shape: [20, 20, 3], ..Grid::picture(1, 1) };
+    let volume = segft::image::Volume { voxels: (0..1200).map(|n| (n % 97) as f32).collect(), grid };
+    segft::io::nifti::write_volume(&at.join("scan.nii.gz"), &volume).unwrap();
+    let output = common::segft(at, &["predict", "scan.nii.gz", "--run", "one", "--out", "mask.nii.gz"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("trained on pictures"), "{said}");
+    // Where the base has another name now, it is asked for by its hash.
+    let sha256 = checkpoint::file_sha256(&at.join("small.safetensors")).unwrap();
+    std::fs::rename(at.join("small.safetensors"), at.join("renamed.safetensors")).unwrap();
+    let moved = ["predict", "held-out/images", "--run", "one", "--out", "moved"];
+    let (code, error) = fails(at, &moved);
+    assert!(code == 2 && error.contains(&sha256[..8]) && error.contains("--model"), "{error}");
+    let output = common::segft(at, &[&moved[..], &["--model", "renamed.safetensors"]].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !said.contains("trained on"), "{said}");
+    assert!(bytes(at, "moved/b000.png") == bytes(at, "again/b000.png"));
+    std::fs::rename(at.join("renamed.safetensors"), at.join("small.safetensors")).unwrap();
+
     std::fs::remove_file(at.join("one/patch.safetensors")).unwrap();
     for arguments in [&["score", "one"][..], &["export", "one", "--to", "x.pth"], &["predict", "held-out/images"]] {
         let (code, error) = fails(at, arguments);
@@ -322,7 +341,7 @@ fn train_planned(
     lr: f64,
     augment: Augment,
     state: State,
-    around: &mut Stopper,
+    around: &mut dyn Surroundings,
 ) -> segft::error::Result<State> {
     let device = segft::device::choose("cpu").unwrap().device;
     let options = Options {
@@ -341,6 +360,75 @@ fn train_planned(
     let mut sam = base.into_sam(&device);
     segft::tune::attach(&mut sam, plan, &device);
     segft::train::run(&mut sam, &samples(at), &options, state, around, &device)
+}
+
+/// Is stopped in the pass that a method takes half-way, or not.
+struct HalfWay {
+    folder: std::path::PathBuf,
+    stop: bool,
+    stopped: bool,
+    /// Losses taken in each pass.
+    passes: Vec<usize>,
+    steps: usize,
+}
+
+impl Surroundings for HalfWay {
+    fn validate(&mut self, _: &Sam) -> segft::error::Result<Validation> {
+        Ok(Validation { mdice: 0.5, miou: 0.0 })
+    }
+    fn save(&mut self, state: &State) -> segft::error::Result<()> {
+        state.save(&self.folder.join("half-way.safetensors"))
+    }
+    fn half_way(
+        &mut self,
+        sam: &Sam,
+        losses: &mut dyn Iterator<Item = Tensor<1>>,
+    ) -> Option<segft::tune::course::Turn> {
+        let taken = losses.take(if self.stop { 2 } else { usize::MAX }).count();
+        self.passes.push(taken);
+        self.stopped = self.stop;
+        let name = "mask_decoder.iou_token.weight";
+        let start = sam.weights.get(name)?.to_host().data;
+        let kept = [(name.to_string(), vec![0.0; start.len()])].into();
+        (!self.stopped).then_some(segft::tune::course::Turn { kept, rewound: None })
+    }
+    fn stopped(&self) -> bool {
+        self.stopped
+    }
+    fn stepped(&mut self, step: usize, _: usize, _: f64) {
+        self.steps = step;
+    }
+    fn epoch(&mut self, _: &Epoch, _: bool, _: f64) {}
+}
+
+#[test]
+fn a_pass_half_way_can_be_stopped_and_is_taken_again() {
+    let folder = workplace();
+    let at = folder.path();
+    let plan = planned("decoder", 0);
+    let around = |stop| HalfWay { folder: at.to_path_buf(), stop, stopped: false, passes: Vec::new(), steps: 0 };
+    let go = |state, around: &mut HalfWay| train_planned(at, &plan, 1e-3, Augment::Mild, state, around);
+    let bytes_of = |state: &State| {
+        state.save(&at.join("kept.safetensors")).unwrap();
+        bytes(at, "kept.safetensors")
+    };
+    let mut whole = around(false);
+    let wanted = go(State::default(), &mut whole).unwrap();
+    // Five pictures in one pass, before the fifth of eight steps.
+    assert_eq!((whole.passes, whole.steps), (vec![5], 8));
+
+    let mut first = around(true);
+    let error = go(State::default(), &mut first).unwrap_err();
+    assert_eq!((error.kind.exit_code(), first.passes, first.steps), (130, vec![2], 4));
+    let mut second = around(false);
+    let found = go(State::load(&at.join("half-way.safetensors")).unwrap(), &mut second).unwrap();
+    assert_eq!((second.passes, second.steps), (vec![5], 8));
+    let untimed = |mut state: State| {
+        state.seconds = 0.0;
+        state.history.iter_mut().for_each(|row| row.seconds = 0.0);
+        bytes_of(&state)
+    };
+    assert!(untimed(found) == untimed(wanted));
 }
 
 /// Validates as a script says; what the network holds at each validation is kept.
@@ -489,7 +577,8 @@ fn sparse_steps_are_masked_dense_ones() {
         for ((name, x), (_, y)) in a.weights.iter().zip(b.weights.iter()) {
             let pairs = to_vec(x.value.clone()).into_iter().zip(to_vec(y.value.clone())).enumerate();
             let others = pairs.filter(|(i, _)| !is_key(name, *i));
-            most = others.map(|(_, (x, y))| (x - y).abs()).fold(most, f32::max);
+            // What is no number counts as the most.
+            most = others.map(|(_, (x, y))| (x - y).abs()).chain([most]).max_by(f32::total_cmp).unwrap();
         }
         most
     };
@@ -632,7 +721,7 @@ fn several_side_networks_are_trained_and_the_best_is_kept() {
     // Its rows are the run's.
     let rows = history(at, "three");
     let validated = rows.iter().skip(1).map(|row| row.split(',').nth(4).unwrap().parse::<f64>().unwrap());
-    assert_eq!(validated.fold(0.0, f64::max), mdice(kept[0]));
+    assert_eq!(validated.max_by(f64::total_cmp), Some(mdice(kept[0])));
     // 12 training and 3 validation cases, once for all three.
     let log = String::from_utf8(bytes(at, "three/log.txt")).unwrap();
     assert!(log.contains(" 15 computed") && log.contains("network      3 of 3, from seed 7"), "{log}");
@@ -767,6 +856,12 @@ fn validation_and_test_do_not_reach_the_selection() {
     let mut arguments = vec!["select", "--dataset", "discs", "--k", "2", "--out", "two.safetensors"];
     arguments.extend(QUICK);
     ok(at, &arguments);
+    // Every neuron has more than two inputs.
+    let n_values = |file: &str| {
+        let facts: Value = serde_json::from_str(&ok(at, &["info", file, "--json"])).unwrap();
+        facts["n_values"].as_u64().unwrap()
+    };
+    assert_eq!(n_values("two.safetensors"), 2 * n_values("s.safetensors"));
     train(at, "d", &["--selection", "two.safetensors"]);
     let config = String::from_utf8(bytes(at, "d/config.toml")).unwrap();
     assert!(config.lines().any(|line| line == "k = 2"), "{config}");
@@ -1082,4 +1177,97 @@ fn without_decoder_and_biases_only_the_selection_trains() {
     let folder = workplace();
     let metrics = train(folder.path(), "bare", &["--no-decoder", "--no-biases"]);
     assert_eq!(metrics["trained_parameters"], metrics["selected_encoder_weights"]);
+}
+
+#[test]
+fn a_loss_that_is_no_number_ends_with_1() {
+    let folder = workplace();
+    let at = folder.path();
+    let mut tensors = checkpoint::read(&at.join("small.safetensors")).unwrap().tensors;
+    tensors.get_mut("image_encoder.pos_embed").unwrap().data[7] = f32::NAN;
+    checkpoint::write_safetensors(&at.join("nan.safetensors"), &tensors).unwrap();
+    let train = ["train", "--dataset", "discs", "--test", "held-out", "--out", "run"];
+    let how = ["--method", "decoder", "--model", "nan.safetensors"];
+    let (code, error) = fails(at, &[&train[..], &QUICK, &how].concat());
+    assert_eq!(code, 1, "{error}");
+    for words in ["the loss is NaN", "step 1 of epoch 1", "lower --lr"] {
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    for file in ["metrics.json", "patch.safetensors"] {
+        assert!(!at.join("run").join(file).exists(), "{file}");
+    }
+}
+
+/// A limit on the size of files stands in for the full disk: what is small can be written, what is large cannot.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_ends_with_1_and_resumes() {
+    let folder = workplace();
+    let at = folder.path();
+    train(at, "whole", &[]);
+    // 128 blocks are 64 KiB in some shells and 128 KiB in others.
+    let size = |file: &str| bytes(at, &format!("whole/{file}")).len();
+    assert!(size("selection.safetensors") < 64 << 10 && size("run.json") < 64 << 10);
+    assert!(size("patch.safetensors") > 128 << 10 && size("checkpoint/state.safetensors") > 128 << 10);
+    let fails_for_want_of_room = |arguments: &[&str], file: &str| {
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", "trap '' XFSZ; ulimit -f 128; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_segft")]);
+        shell.args(arguments).current_dir(at).env("SEGFT_CACHE", at.join("cache"));
+        let output = shell.output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains(&format!("{file}: cannot write")), "{error}");
+        for file in [file, "full/metrics.json"] {
+            assert!(!at.join(file).exists(), "{file} is there");
+        }
+        for folder in ["full", "full/checkpoint"] {
+            for entry in std::fs::read_dir(at.join(folder)).unwrap() {
+                let name = entry.unwrap().file_name();
+                assert!(!name.to_string_lossy().starts_with(".segft-"), "{folder}: {name:?} is left");
+            }
+        }
+    };
+    let train = ["train", "--dataset", "discs", "--test", "held-out", "--out", "full"];
+    fails_for_want_of_room(&[&train[..], &QUICK].concat(), "full/checkpoint/state.safetensors");
+    assert!(at.join("full/config.toml").is_file() && at.join("full/selection.safetensors").is_file());
+    ok(at, &["train", "--resume", "full"]);
+    assert_same_run(at, "whole", "full");
+    // As if the disk had been full only after the last step.
+    for file in ["full/metrics.json", "full/patch.safetensors"] {
+        std::fs::remove_file(at.join(file)).unwrap();
+    }
+    fails_for_want_of_room(&["train", "--resume", "full"], "full/patch.safetensors");
+    ok(at, &["train", "--resume", "full"]);
+    assert_same_run(at, "whole", "full");
+}
+
+#[test]
+fn without_names_the_newest_is_meant() {
+    let folder = workplace();
+    let at = folder.path();
+    for seed in ["5", "6"] {
+        let data = ["train", "--dataset", "discs", "--test", "held-out"];
+        ok(at, &[&data[..], &QUICK, &["--seed", seed]].concat());
+    }
+    let metrics = || -> Value { serde_json::from_slice(&bytes(at, "runs/discs-gps-2/metrics.json")).unwrap() };
+    let before = metrics();
+    let scored: Value = serde_json::from_str(&ok(at, &["score", "--csv", "rows.csv", "--json"])).unwrap();
+    assert_eq!(scored["mDice"], before["mDice"]);
+    let cases = scored["metric_per_case"].as_array().unwrap();
+    let of_two = |case: &Value| case["prediction_file"].as_str().unwrap().starts_with("runs/discs-gps-2/");
+    assert!(cases.len() == 4 && cases.iter().all(of_two), "{scored}");
+    let rows = String::from_utf8(bytes(at, "rows.csv")).unwrap();
+    let foreground = rows.lines().filter(|row| row.split(',').nth(1) == Some("1"));
+    let named: Vec<&str> = foreground.filter_map(|row| row.split(',').next()).collect();
+    assert_eq!(named, ["b000", "b001", "b002", "b003"], "{rows}");
+
+    // Of two that are not complete, the one started last goes on.
+    let patch = bytes(at, "runs/discs-gps-2/patch.safetensors");
+    for run in ["runs/discs-gps-1", "runs/discs-gps-2"] {
+        std::fs::remove_file(at.join(run).join("metrics.json")).unwrap();
+    }
+    ok(at, &["train", "--resume"]);
+    assert!(!at.join("runs/discs-gps-1/metrics.json").exists(), "the older one was taken");
+    assert_eq!(metrics()["mDice"], before["mDice"]);
+    assert!(patch == bytes(at, "runs/discs-gps-2/patch.safetensors"));
 }

@@ -533,3 +533,40 @@ fn the_channel_that_is_taken_is_said_once() {
     common::ok(at, &["predict", "flat.nii", "--model", "small.safetensors", "--box", "1,1,0,5,4,0"]);
     assert_eq!(std::fs::read(at.join("flat_seg.nii")).unwrap()[40], 2);
 }
+
+/// With no run there is nobody else to say how a CT is to be seen.
+#[test]
+fn the_base_model_sees_volumes_as_it_is_told() {
+    let folder = folder();
+    let at = folder.path();
+    common::small_checkpoint(&at.join("small.safetensors"));
+    let greys: Vec<u8> = (0..960i32).flat_map(|i| ((i * 37 % 1500 - 500) as i16).to_le_bytes()).collect();
+    Made::new(&[12, 10, 8], 4, &greys).write(at, "ct.nii");
+    let predict = |out: &str, more: &[&str]| {
+        let base =
+            ["predict", "ct.nii", "--model", "small.safetensors", "--box", "2,2,2,9,8,6", "--prob", "--out", out];
+        common::ok(at, &[&base[..], more].concat());
+        std::fs::read(at.join(out).join("ct_prob.nii.gz")).unwrap()
+    };
+    let usual = predict("usual", &[]);
+    assert_eq!(usual, predict("auto", &["--window", "auto", "--axis", "auto", "--channel", "0", "--context", "0"]));
+    for more in [["--window", "-160,240"], ["--window", "lung"], ["--axis", "sagittal"], ["--context", "1"]] {
+        assert_ne!(usual, predict(&more.join("")[2..], &more), "{more:?}");
+    }
+    // A box around nothing is none, whichever way it is written.
+    for text in ["3,3,3,3,3,3", "3,3,3,3,3,6"] {
+        let (code, error) = common::fails(at, &["predict", "ct.nii", "--model", "small.safetensors", "--box", text]);
+        assert_eq!((code, error.contains("no area")), (2, true), "{error}");
+    }
+    // A run has its own.
+    common::discs(&at.join("discs"), "a", 12, 0);
+    common::ok(at, &[&["train", "--dataset", "discs", "--out", "run"][..], &common::QUICK].concat());
+    let (code, error) = common::fails(at, &["predict", "ct.nii", "--run", "run", "--window", "lung"]);
+    assert!(code == 2 && error.contains("--window") && error.contains("--run none"), "{error}");
+    // Twelve bits in a 16-bit picture are nearly black, and that is said.
+    let dim = image::ImageBuffer::from_fn(48, 40, |x, y| image::Luma([(x * y % 1020) as u16]));
+    image::DynamicImage::ImageLuma16(dim).save(at.join("dim.png")).unwrap();
+    let said = common::segft(at, &["predict", "dim.png", "discs/images/a000.png", "--run", "run", "--out", "seen"]);
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("dim is nearly black") && !said.contains("a000 is nearly"), "{said}");
+}

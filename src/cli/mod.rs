@@ -94,7 +94,7 @@ fn run(cli: Cli, told: &Cell<bool>) -> Result<()> {
     let replace = if global.force { Replace::Allowed } else { Replace::Never };
     // A result that could not be written in the end would be a job done for nothing.
     if let Some(to) = global.json.as_ref().filter(|to| *to != "-") {
-        crate::io::check_free(Path::new(to), replace).inspect_err(|_| told.set(true))?;
+        crate::io::check_place(Path::new(to), replace).inspect_err(|_| told.set(true))?;
     }
     crate::config::check_environment(&environment())?;
     let backend = if cfg!(feature = "cuda") { "cpu and cuda" } else { "cpu" };
@@ -150,7 +150,8 @@ fn run(cli: Cli, told: &Cell<bool>) -> Result<()> {
                 return answer(print::stability_json(&stability)?, print::stability(&stability));
             }
             let to = config.out.take().unwrap_or_else(|| PathBuf::from("selection.safetensors"));
-            crate::io::check_free(&to, replace)?;
+            crate::io::check_place(&to, replace)?;
+            crate::io::check_ending(&to, &["safetensors"])?;
             crate::device::limit_threads(config.threads)?;
             job::select::run(&config, &to, &progress)?;
             let facts = crate::info::describe(&to)?;
@@ -161,7 +162,7 @@ fn run(cli: Cli, told: &Cell<bool>) -> Result<()> {
             crate::device::limit_threads(config.threads)?;
             let request = flags.request(config)?;
             for path in flags.csv.iter().chain(&flags.plot) {
-                crate::io::check_free(path, replace)?;
+                crate::io::check_place(path, replace)?;
             }
             if !flags.report {
                 job::compare::fill(&request, replace, &progress)?;
@@ -188,7 +189,7 @@ fn run(cli: Cli, told: &Cell<bool>) -> Result<()> {
             crate::device::limit_threads(flags.threads)?;
             let (what, options) = flags.request()?;
             if let Some(path) = &flags.csv {
-                crate::io::check_free(path, replace)?;
+                crate::io::check_place(path, replace)?;
             }
             let report = job::score::run(&what, &options)?;
             if let Some(warning) = job::score::warning(&report) {
@@ -223,7 +224,8 @@ fn run(cli: Cli, told: &Cell<bool>) -> Result<()> {
                 written(&to, &answer)
             }
             PatchCommand::Diff { a, b } => {
-                let difference = Difference::of(&Patch::load(&a)?, &Patch::load(&b)?);
+                let [a, b] = [&a, &b].map(|path| Patch::load(&Run::patch_in(path)?));
+                let difference = Difference::of(&a?, &b?);
                 answer(print::difference_json(&difference), print::difference(&difference))
             }
         },

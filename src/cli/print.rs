@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::job::select::Stability;
 use crate::job::train::Outcome;
-use crate::model::kernel::Precision;
+use crate::predict::Precision;
 use crate::run::Run;
 use crate::tune::patch::{Difference, DifferenceRow};
 use crate::tune::selection::Overlap;

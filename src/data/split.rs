@@ -64,10 +64,14 @@ pub(super) fn divide(
         validation = val.cases.clone();
         rule.push("given validation set".into());
     }
+    // The groups of the fold that validates.
+    let mut next: Vec<Vec<Case>> = Vec::new();
     if let (Some((folds, fold)), None) = (request.fold, &request.split) {
-        if folds < 2 || fold >= folds || folds > groups.len() {
+        // One each for test, validation and training, but those that are given.
+        let least = 1 + usize::from(test.is_none()) + usize::from(validation.is_empty());
+        if folds < least || fold >= folds || folds > groups.len() {
             return Err(Error::usage(format!("fold {fold} of {folds} with {} groups", groups.len()))
-                .hint("--folds N with 2 ≤ N ≤ groups, --fold I with 0 ≤ I < N"));
+                .hint(format!("--folds N with {least} ≤ N ≤ groups, --fold I with 0 ≤ I < N")));
         }
         let mut dealt: Vec<Vec<Vec<Case>>> = vec![Vec::new(); folds];
         groups.into_iter().enumerate().for_each(|(n, group)| dealt[n % folds].push(group));
@@ -75,7 +79,7 @@ pub(super) fn divide(
             tested = std::mem::take(&mut dealt[fold]).into_iter().flatten().collect();
         }
         if validation.is_empty() {
-            validation = std::mem::take(&mut dealt[(fold + 1) % folds]).into_iter().flatten().collect();
+            next = std::mem::take(&mut dealt[(fold + 1) % folds]);
         }
         groups = dealt.into_iter().flatten().collect();
         rule.push(format!("fold {fold} of {folds}, seed {}", request.seed));
@@ -85,13 +89,22 @@ pub(super) fn divide(
         rule.push(format!("15 % test, seed {}", request.seed));
     }
     if let Some(size) = request.size {
-        let available: usize = groups.iter().map(Vec::len).sum();
+        let count = |groups: &[Vec<Case>]| groups.iter().map(Vec::len).sum::<usize>();
+        let (learning, judging) = (count(&groups), count(&next));
+        let available = learning + judging;
         if size < 2 || size > available {
-            return Err(Error::usage(format!("--sizes {size} of {available} cases for training and validation")));
+            return Err(Error::usage(format!(
+                "--sizes {size}: there are {available} cases for training and validation"
+            ))
+            .hint(format!("from 2 to {available}, or all")));
         }
-        cut(&mut groups, size);
+        // A fold that validates keeps its part.
+        let kept = size * judging / available;
+        cut(&mut next, kept);
+        cut(&mut groups, size - kept);
         rule.push(format!("{size} cases for training and validation"));
     }
+    validation.extend(next.into_iter().flatten());
     if validation.is_empty() {
         let left: usize = groups.iter().map(Vec::len).sum();
         let share = if test.is_some() { VALIDATION } else { TEST / (1.0 - TEST) };

@@ -31,11 +31,37 @@ pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::R
     Ok(())
 }
 
+/// Refuses a name whose ending is none of these.
+///
+/// # Errors
+/// A usage error naming `path`.
+pub fn check_ending(path: &Path, endings: &[&str]) -> Result<()> {
+    let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    match endings.contains(&ending.as_str()) {
+        true => Ok(()),
+        false => Err(Error::usage(format!("written as .{}", endings.join(" or ."))).at(path)),
+    }
+}
+
+/// Refuses a place that is not there, and what [`check_free`] refuses.
+///
+/// # Errors
+/// A usage error naming the missing folder, or `path`.
+pub fn check_place(path: &Path, replace: Replace) -> Result<()> {
+    if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty() && !p.is_dir()) {
+        return Err(Error::usage("there is no such folder to write into").at(folder));
+    }
+    check_free(path, replace)
+}
+
 /// Refuses to replace what exists, unless forced. Checked before the first expensive step.
 ///
 /// # Errors
-/// A usage error naming `path` when it exists and `force` is [`Replace::Never`].
+/// A usage error naming `path` when it exists and `force` is [`Replace::Never`], and when it is a folder.
 pub fn check_free(path: &Path, replace: Replace) -> Result<()> {
+    if replace == Replace::Allowed && path.is_dir() {
+        return Err(Error::usage("is a folder, and a file is to be written").at(path));
+    }
     if replace == Replace::Never && path.exists() {
         return Err(Error::usage("already exists").at(path).hint("choose another name, or replace it with --force"));
     }

@@ -171,9 +171,42 @@ fn open(path: &Path) -> Result<(impl ImageDecoder, ImageFormat, Orientation)> {
 
 fn decode(path: &Path) -> Result<(DynamicImage, ImageFormat)> {
     let (decoder, format, orientation) = open(path)?;
-    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| broken(path, &e))?;
+    let mut image = pixels(decoder, format, path)?;
     image.apply_orientation(orientation);
     Ok((image, format))
+}
+
+/// Decodes what was opened.
+fn pixels(decoder: impl ImageDecoder, format: ImageFormat, path: &Path) -> Result<DynamicImage> {
+    if format == ImageFormat::Jpeg && !jpeg_ends(&std::fs::read(path).map_err(|e| Error::reading(path, &e))?) {
+        return Err(Error::data("the JPEG is cut short: its end is missing")
+            .at(path)
+            .hint("copy it again from where it came from; the missing part would be grey"));
+    }
+    DynamicImage::from_decoder(decoder).map_err(|e| broken(path, &e))
+}
+
+/// Whether the picture in a JPEG file has its end marker (ITU T.81, B.1.1): the decoder fills what is missing with grey, which
+/// in a mask is foreground. What stands in segments before the picture, as a small one of its own, does not count.
+fn jpeg_ends(bytes: &[u8]) -> bool {
+    const START_OF_SCAN: u8 = 0xda;
+    let mut at = 2;
+    while let Some([0xff, marker]) = bytes.get(at..at + 2) {
+        let length = match bytes.get(at + 2..at + 4) {
+            // Fill bytes before a marker, and markers without a segment.
+            _ if *marker == 0xff => {
+                at += 1;
+                continue;
+            }
+            Some([high, low]) => usize::from(u16::from_be_bytes([*high, *low])),
+            _ => return false,
+        };
+        at += 2 + length;
+        if *marker == START_OF_SCAN {
+            return bytes.get(at..).is_some_and(|scan| scan.windows(2).any(|pair| pair == [0xff, 0xd9]));
+        }
+    }
+    false
 }
 
 fn broken(path: &Path, error: &ImageError) -> Error {
@@ -222,6 +255,28 @@ mod tests {
 
     fn folder() -> tempfile::TempDir {
         tempfile::tempdir().unwrap()
+    }
+
+    #[test]
+    fn a_jpeg_that_is_cut_short_is_refused() {
+        let folder = folder();
+        let path = folder.path().join("a.jpg");
+        let noise = |x: u32, y: u32| image::Rgb([(x * y % 251) as u8, (x * 7 % 256) as u8, (y * 3 % 256) as u8]);
+        image::RgbImage::from_fn(64, 48, noise).save(&path).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        // Something behind the end does no harm; an end inside a segment before the picture is not its end.
+        let comment = [0xff, 0xfe, 0, 6, 0xff, 0xd9, 0xff, 0xd9];
+        let commented = [&whole[..2], &comment, &whole[2..]].concat();
+        for bytes in [&whole, &[&whole[..], b"trailer"].concat(), &commented] {
+            std::fs::write(&path, bytes).unwrap();
+            read_picture(&path).unwrap();
+        }
+        for bytes in [&whole[..whole.len() - 2], &whole[..whole.len() * 2 / 3], &commented[..commented.len() - 9]] {
+            std::fs::write(&path, bytes).unwrap();
+            for error in [read_picture(&path).unwrap_err(), read_mask(&path).unwrap_err()] {
+                assert!(error.kind.exit_code() == 3 && error.message.contains("cut short"), "{error}");
+            }
+        }
     }
 
     fn labels(width: usize, height: usize, voxels: &[u16]) -> Labels {

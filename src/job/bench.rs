@@ -8,11 +8,10 @@ use crate::device::peak_rss_mib;
 use crate::error::{Error, Result, nearest};
 use crate::method::{self, Budget, Change, Plan, Settings};
 use crate::model::checkpoint::{self, Checkpoint};
-use crate::model::kernel::Precision;
 use crate::model::sam::{Activations, Masks, Prompt};
 use crate::model::weights::to_vec;
 use crate::model::{Sam, SamConfig};
-use crate::predict::prompt_free_logits;
+use crate::predict::{Precision, prompt_free_logits};
 use crate::progress::Progress;
 use crate::train::batch::generator;
 use crate::train::loss::loss;
@@ -64,7 +63,7 @@ const LR: f64 = 2e-4;
 /// A usage error for an unknown model, size or mode; a weights error of the model's; a device error.
 pub fn run(request: &Request, progress: &Progress) -> Result<Value> {
     let chosen = super::device(&request.device, progress)?;
-    chosen.check(request.dtype)?;
+    super::check_dtype(&chosen, request.dtype)?;
     let device = &chosen.device;
     let base = match SIZES.contains(&request.model.as_str()).then(|| SamConfig::named(&request.model)).flatten() {
         Some(config) => checkpoint::random(&request.model, config, 0),

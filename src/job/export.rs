@@ -2,7 +2,7 @@
 
 use super::base;
 use crate::error::{Error, Result};
-use crate::io::{Replace, check_free, write_atomic};
+use crate::io::{Replace, check_ending, check_place, write_atomic};
 use crate::model::checkpoint::{self, Checkpoint};
 use crate::run::Run;
 use crate::tune::patch::{Direction, Patch};
@@ -15,7 +15,7 @@ use std::path::Path;
 /// A weights error when the base is not the run's; a usage error when `to` exists, or when the run's method added weights
 /// that no official one can take up.
 pub fn merged(run: &Run, model: Option<&str>, to: &Path, replace: Replace) -> Result<()> {
-    check_free(to, replace)?;
+    check_place(to, replace)?;
     check_name(to)?;
     let patch = Patch::load(&run.existing_patch()?)?;
     let mut base = base::load(model.unwrap_or(&patch.about.base_model))?;
@@ -29,7 +29,8 @@ pub fn merged(run: &Run, model: Option<&str>, to: &Path, replace: Replace) -> Re
 /// # Errors
 /// A usage error when `to` exists or the run has none.
 pub fn patch_alone(run: &Run, to: &Path, replace: Replace) -> Result<()> {
-    check_free(to, replace)?;
+    check_place(to, replace)?;
+    check_ending(to, &["safetensors"])?;
     let patch = run.existing_patch()?;
     let bytes = std::fs::read(&patch).map_err(|e| Error::reading(&patch, &e))?;
     write_atomic(to, |file| file.write_all(&bytes))
@@ -41,8 +42,9 @@ pub fn patch_alone(run: &Run, to: &Path, replace: Replace) -> Result<()> {
 /// A weights error when the checkpoint does not hold the values the patch starts from; a usage error when the patch adds
 /// weights that no official one can take up.
 pub fn turn(checkpoint: &str, patch: &Path, direction: Direction, to: &Path, replace: Replace) -> Result<()> {
-    check_free(to, replace)?;
+    check_place(to, replace)?;
     check_name(to)?;
+    let patch = &Run::patch_in(patch)?;
     let patch_file = Patch::load(patch)?;
     let mut base = base::load(checkpoint)?;
     if direction == Direction::Revert && patch_file.n_added() > 0 {

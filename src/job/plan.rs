@@ -23,7 +23,7 @@ use std::time::Instant;
 /// What a training answers before its first step.
 pub fn run(config: Config, progress: &Progress) -> Result<Value> {
     let device = super::device(&config.device, progress)?;
-    device.check(config.dtype)?;
+    super::check_dtype(&device, config.dtype)?;
     let splits = select::prepare(&config, progress)?;
     let base = base::load(&config.model)?;
     let (config, ready) = Ready::read(config, &splits, &base, progress)?;

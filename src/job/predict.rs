@@ -6,10 +6,10 @@ use super::prompt::{self, Taken};
 use crate::data::Form;
 use crate::error::{Error, Result};
 use crate::image::SliceFrame;
+pub use crate::image::{Axis, Window};
 use crate::io::stem;
 use crate::io::{Replace, check_free, dicom, nifti, picture as pictures};
-use crate::model::kernel::Precision;
-use crate::predict::{Predictor, Preprocessing, Prompts, Views};
+use crate::predict::{Precision, Predictor, Preprocessing, Prompts, Views};
 use crate::progress::Progress;
 use crate::run::Run;
 use crate::tune::patch::{Direction, Patch};
@@ -52,6 +52,8 @@ pub struct Request {
     pub taken: Option<(Taken, PathBuf)>,
     /// How often a picture or slice is looked at.
     pub views: Views,
+    /// How the base model sees volumes.
+    pub slices: Slices,
     /// In what the encoder's linear layers multiply.
     pub dtype: Precision,
     /// `auto`, `cpu`, `cuda`, `cuda:N`.
@@ -66,6 +68,49 @@ pub enum Probabilities {
     /// `<name>_prob` beside each mask.
     Written,
 }
+
+/// How the base model is to see volumes, where that is not as usual.
+#[derive(Debug, Clone, Default)]
+pub struct Slices {
+    /// The plane in which they are cut.
+    pub axis: Option<Axis>,
+    /// Grey levels.
+    pub window: Option<Window>,
+    /// Channel of volumes with several.
+    pub channel: Option<usize>,
+    /// Slices below and above.
+    pub context: Option<usize>,
+}
+
+impl Slices {
+    fn of(&self, usual: Preprocessing) -> Preprocessing {
+        Preprocessing {
+            axis: self.axis.unwrap_or(usual.axis),
+            window: self.window.unwrap_or(usual.window),
+            channel: self.channel.unwrap_or(usual.channel),
+            context: self.context.unwrap_or(usual.context),
+            ..usual
+        }
+    }
+
+    /// A run was trained with its own.
+    fn check_none(&self) -> Result<()> {
+        let given = [
+            ("--axis", self.axis.is_some()),
+            ("--window", self.window.is_some()),
+            ("--channel", self.channel.is_some()),
+            ("--context", self.context.is_some()),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            None => Ok(()),
+            Some((flag, _)) => Err(Error::usage(format!("{flag} is the run's own: its network was trained with it"))
+                .hint("leave it out, or ask the base model with --run none")),
+        }
+    }
+}
+
+/// A picture without a value as bright as this shows nothing: as 12 bits in a 16-bit file do.
+const DARK: u8 = 24;
 
 /// One finished case.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -96,12 +141,15 @@ pub fn run(request: &Request, progress: &Progress) -> Result<(Vec<Done>, Option<
         return Err(Error::usage("one --box at a time: SAM takes one box per mask"));
     }
     let device = super::device(&request.device, progress)?;
-    device.check(request.dtype)?;
+    super::check_dtype(&device, request.dtype)?;
     let (predictor, threshold, trained_on) = load(request, &device.device, progress)?;
     let predictor = predictor.with_views(request.views).computing_in(request.dtype);
     let volumes = jobs.iter().any(|(input, _)| nifti::is_nifti(input));
     if volumes && trained_on == Some(Form::Pictures) {
         progress.warn("this model was trained on pictures and is asked for a volume: check the result by eye");
+    }
+    if trained_on == Some(Form::Volumes) && jobs.iter().any(|(input, _)| !nifti::is_nifti(input)) {
+        progress.warn("this model was trained on volumes and is asked for a picture: check the result by eye");
     }
     let mut done = Vec::new();
     let mut failed = Vec::new();
@@ -370,10 +418,11 @@ fn load(
         if let Some(warning) = base::warning(&base) {
             progress.warn(warning);
         }
-        let preprocessing = Preprocessing::new(base.config.image_size);
+        let preprocessing = request.slices.of(Preprocessing::new(base.config.image_size));
         let sam = base.into_sam(device);
         return Ok((Predictor::new(&sam, &preprocessing, device), request.threshold.unwrap_or(0.5), None));
     };
+    request.slices.check_none()?;
     let patch = Patch::load(&run.existing_patch()?)?;
     progress.line(format!("run {} ({} on {})", run.folder.display(), patch.about.method, patch.about.base_name));
     let mut base = base::load(request.model.as_deref().unwrap_or(&patch.about.base_model)).map_err(|e| {
@@ -410,6 +459,14 @@ fn one(
         Some(by_slice) => by_slice.get(&slice).cloned(),
     };
     let name = stem(input);
+    if let Input::Picture(picture) = &case
+        && let Some(brightest) = picture.rgb.iter().max().filter(|brightest| **brightest < DARK)
+    {
+        progress.warn(format!(
+            "{name} is nearly black: its brightest value is {brightest} of 255. 16-bit pictures are read as 0 to 65535: stretch \
+             one that holds fewer bits before it is saved"
+        ));
+    }
     tell_squares(&name, &case, preprocessing, progress);
     let probabilities = case.probabilities(predictor, prompt_of, |done, of| {
         if of > 1 {

@@ -56,6 +56,11 @@ pub(super) fn given(boxes: &[String], points: &[String], case: &Input, axis: Axi
             let frame = SliceFrame::new(&volume.grid, axis);
             for text in boxes {
                 let [a, b] = corners(&volume.grid, text)?;
+                // Millimetres may run against the voxels' axes; an edge without a voxel between its ends is no box either way.
+                if (0..3).filter(|axis| a[*axis] != b[*axis]).count() < 2 {
+                    return Err(Error::usage(format!("--box {text} has no area"))
+                        .hint("its corners are i0,j0,k0,i1,j1,k1 in voxels, or mm:x0,y0,z0,x1,y1,z1"));
+                }
                 let (a, b) = (frame.locate(a[0], a[1], a[2]), frame.locate(b[0], b[1], b[2]));
                 let bounds = [a.1.min(b.1), a.2.min(b.2), a.1.max(b.1), a.2.max(b.2)].map(|v| v as f32);
                 for slice in a.0.min(b.0)..=a.0.max(b.0) {

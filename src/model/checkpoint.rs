@@ -288,11 +288,48 @@ fn open(path: &Path) -> Result<Source> {
     })?;
     // Training scripts wrap the state dict (`model.`, `state_dict.`, `module.`): one common prefix is taken off.
     let tensors = reader.into_tensors();
+    check_claims(path, file, &tensors)?;
     const ANCHOR: &str = "image_encoder.patch_embed.proj.weight";
     let prefix = tensors.keys().find_map(|k| k.strip_suffix(ANCHOR)).unwrap_or("").to_string();
     Ok(Source::Pytorch(
         tensors.into_iter().map(|(k, t)| (k.strip_prefix(&prefix).map(String::from).unwrap_or(k), t)).collect(),
     ))
+}
+
+/// No tensor of a .pth is larger than the largest entry of its zip, which has one a storage, or than the whole of an older file
+/// that is no zip: what a pickle claims is checked before memory is taken.
+///
+/// # Errors
+/// A weights error naming the tensor.
+fn check_claims<'a>(
+    path: &Path,
+    file: std::fs::File,
+    tensors: impl IntoIterator<Item = (&'a String, &'a pytorch_reader::Tensor)>,
+) -> Result<()> {
+    /// What deflate can make of a byte.
+    const MOST_EXPANSION: u64 = 1032;
+    let length = file.metadata().map_err(|e| Error::reading(path, &e))?.len();
+    let entry = |zip: &mut zip::ZipArchive<std::io::BufReader<std::fs::File>>, at| {
+        let entry = zip.by_index_raw(at).ok()?;
+        Some(entry.size().min(entry.compressed_size().min(length).saturating_mul(MOST_EXPANSION)))
+    };
+    let most = match zip::ZipArchive::new(std::io::BufReader::new(file)) {
+        Ok(mut zip) => (0..zip.len()).filter_map(|at| entry(&mut zip, at)).max().unwrap_or(0),
+        Err(_) => length,
+    };
+    for (name, tensor) in tensors.into_iter().collect::<BTreeMap<_, _>>() {
+        let values = tensor.shape().iter().try_fold(1u64, |n, size| n.checked_mul(*size as u64));
+        let bytes = values.and_then(|n| n.checked_mul(tensor.dtype().size() as u64));
+        if bytes.is_none_or(|bytes| bytes > most) {
+            let claim = bytes.map_or("more than there can be".into(), |bytes| format!("{bytes} bytes"));
+            return Err(Error::weights(format!(
+                "`{name}` claims {claim}, the file holds no more than {most} for a tensor"
+            ))
+            .at(path)
+            .hint("the file is damaged or cut short"));
+        }
+    }
+    Ok(())
 }
 
 fn outline_of(source: &Source) -> Outline {

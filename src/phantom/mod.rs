@@ -21,7 +21,7 @@ use rayon::prelude::*;
 use std::path::Path;
 
 /// Changes whenever the same seed gives other bytes: part of the key of anything cached.
-pub const GENERATOR_VERSION: u32 = 1;
+pub const GENERATOR_VERSION: u32 = 2;
 
 /// Pictures of the default set: a test side of 15 % is 36.
 pub const DEFAULT_PICTURES: u64 = 240;

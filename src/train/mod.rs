@@ -97,7 +97,8 @@ pub trait Surroundings {
     }
 
     /// Asked when half of the training is over, until it answers: what changes. The answer starts the optimizer anew.
-    /// `losses` computes those of the samples, one by one, as they are and as the network is.
+    /// `losses` computes those of the samples, one by one, as they are and as the network is: a pass that the user may stop, and
+    /// there is then no answer.
     fn half_way(&mut self, sam: &Sam, losses: &mut dyn Iterator<Item = Tensor<1>>) -> Option<Turn> {
         let _ = (sam, losses);
         None
@@ -176,10 +177,15 @@ pub fn run(
                         let mut losses = (0..samples.len()).map(|i| step_loss(sam, draw(i), None, device));
                         around.half_way(sam, &mut losses)
                     };
-                    if let Some(turn) = turn {
-                        // Its moments are of entries that stay now: with them, these would glide on.
-                        optimizer.restart();
-                        state.turn(sam, turn, device);
+                    match turn {
+                        Some(turn) => {
+                            // Its moments are of entries that stay now: with them, these would glide on.
+                            optimizer.restart();
+                            state.turn(sam, turn, device);
+                        }
+                        // Before the next step: whoever goes on is asked again.
+                        None if around.stopped() => return Err(stopped(state, sam, &optimizer, around)),
+                        None => {}
                     }
                 }
                 let asked = Instant::now();
@@ -213,13 +219,12 @@ pub fn run(
                 state.step_in_epoch = at + 1;
                 state.seconds = before + start.elapsed().as_secs_f64();
                 around.stepped(step + 1, total, state.loss_sum / (at + 1) as f64);
-                let stop = around.stopped();
-                if stop || (step + 1).is_multiple_of(options.save_every) {
+                if around.stopped() {
+                    return Err(stopped(state, sam, &optimizer, around));
+                }
+                if (step + 1).is_multiple_of(options.save_every) {
                     state.detach(sam, &optimizer);
                     around.save(&state)?;
-                }
-                if stop {
-                    return Err(Error::new(Kind::Interrupted, "stopped, the state is saved"));
                 }
                 if options.minutes.is_some_and(|m| state.seconds >= 60.0 * m) {
                     break;
@@ -242,6 +247,15 @@ pub fn run(
         state.put_best(sam, device);
         Ok(state)
     })
+}
+
+/// Saves where a training stands when the user asked to stop, and says so; or why it could not.
+fn stopped(mut state: State, sam: &Sam, optimizer: &Optimizer, around: &mut dyn Surroundings) -> Error {
+    state.detach(sam, optimizer);
+    match around.save(&state) {
+        Ok(()) => Error::new(Kind::Interrupted, "stopped, the state is saved"),
+        Err(error) => error,
+    }
 }
 
 /// Takes the first step of a training twice, and tells the seconds of each: the first time, threads start and embeddings

@@ -1,7 +1,7 @@
 //! `bench`.
 
 use crate::config::Recompute;
-use crate::model::kernel::Precision;
+use crate::predict::Precision;
 use clap::Args;
 
 #[derive(Args, Debug)]

@@ -1,10 +1,9 @@
 //! `predict`.
 
 use crate::io::Replace;
-use crate::job::predict::{Probabilities, Request, Weights};
+use crate::job::predict::{Axis, Probabilities, Request, Slices, Weights, Window};
 use crate::job::prompt::Taken;
-use crate::model::kernel::Precision;
-use crate::predict::Views;
+use crate::predict::{Precision, Views};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -43,6 +42,18 @@ pub(in crate::cli) struct Predict {
     /// That reference: a file, or a folder with a file of each input's name
     #[arg(long = "ref", value_name = "PATH", requires = "prompt")]
     reference: Option<PathBuf>,
+    /// Without a run, the plane in which volumes are cut: axial, coronal, sagittal or auto; a run has its own
+    #[arg(long)]
+    axis: Option<Axis>,
+    /// Without a run, grey levels of volumes: a name such as abdomen, or LO,HI; a run has its own
+    #[arg(long, value_name = "NAME|LO,HI", allow_hyphen_values = true)]
+    window: Option<Window>,
+    /// Without a run, the channel of volumes with several; a run has its own
+    #[arg(long)]
+    channel: Option<usize>,
+    /// Without a run, slices below and above, as red and blue; a run has its own
+    #[arg(long)]
+    context: Option<usize>,
     /// In what the encoder's linear layers multiply: f32, or bf16 on a processor with matrix tiles (Intel AMX), which is
     /// faster and moves probabilities in the third digit
     #[arg(long, default_value = "f32", env = "SEGFT_DTYPE", hide_env_values = true)]
@@ -75,6 +86,7 @@ impl Predict {
             points: self.points.clone(),
             views: if self.tta { Views::Mirrored } else { Views::One },
             taken: self.prompt.zip(self.reference.clone()),
+            slices: Slices { axis: self.axis, window: self.window, channel: self.channel, context: self.context },
             dtype: self.dtype,
             device: self.device.clone(),
         }

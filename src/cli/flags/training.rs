@@ -99,7 +99,7 @@ pub(in crate::cli) struct One {
     /// Highest learning rate [default: the method's own]
     #[arg(long, help_heading = "Training")]
     lr: Option<f64>,
-    /// Epochs without a better validation mDice before training stops [default: 8]
+    /// Epochs without a better validation mDice before training stops [default: 12]
     #[arg(long, help_heading = "Training", value_parser = whole)]
     patience: Option<usize>,
     /// The run folder [default: runs/<dataset>-<method>-<n>]

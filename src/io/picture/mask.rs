@@ -3,7 +3,7 @@
 //! `image` turns palettes into colours and scales small greys up to 8 bits, so the samples of a PNG are read here with
 //! the `png` crate as they are stored.
 
-use super::{MOST_BYTES, broken, open};
+use super::{MOST_BYTES, open, pixels};
 use crate::error::{Error, Result};
 use crate::image::{Grid, Labels};
 use image::{DynamicImage, ImageBuffer, ImageFormat};
@@ -24,13 +24,13 @@ pub fn read_mask(path: &Path) -> Result<Labels> {
     let ([width, height], values) = match format {
         ImageFormat::Png => png_values(path)?,
         ImageFormat::Jpeg => {
-            let image = DynamicImage::from_decoder(decoder).map_err(|e| broken(path, &e))?;
+            let image = pixels(decoder, format, path)?;
             check_grey(&image, path)?;
             let grey = image.into_luma8();
             ([grey.width(), grey.height()], grey.into_raw().into_iter().map(|v| u16::from(v > 127)).collect())
         }
         _ => {
-            let image = DynamicImage::from_decoder(decoder).map_err(|e| broken(path, &e))?;
+            let image = pixels(decoder, format, path)?;
             let samples = match image.color().bytes_per_pixel() / image.color().channel_count() {
                 1 => image.as_bytes().iter().map(|v| u16::from(*v)).collect(),
                 2 => image.as_bytes().as_chunks().0.iter().map(|v| u16::from_ne_bytes(*v)).collect(),

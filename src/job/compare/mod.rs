@@ -245,6 +245,15 @@ impl Request {
         Ok(said.map(|name| (name.to_string(), all[*name].clone())).collect())
     }
 
+    /// The setup of a cell, with what this request says instead: all but the data and the base, which a report does not read.
+    fn like(&self, setup: &Setup) -> Result<Setup> {
+        let mut options = self.options()?;
+        // Whether the data are volumes is not known here.
+        options.extend(setup.options.get_key_value("spacing").map(|(key, value)| (key.clone(), value.clone())));
+        let (lrs, tuned_at, steps) = (self.lrs.clone(), self.tuned_at, self.steps);
+        Ok(Setup { lrs, tuned_at, steps, options, split_seed: self.split_seed(), ..setup.clone() })
+    }
+
     /// The configuration of one training.
     fn training(&self, row: &Row, setup: &Setup, folder: PathBuf) -> Result<Config> {
         Ok(Config {
@@ -288,7 +297,7 @@ pub fn fill(request: &Request, replace: Replace, progress: &Progress) -> Result<
         let config = row.config(&request.config)?;
         let base = base::load(&config.model)?;
         select::preprocessing(&config, &base.config)?;
-        device::choose(&config.device)?.check(config.dtype)?;
+        super::check_dtype(&device::choose(&config.device)?, config.dtype)?;
         bases.insert(row.name.clone(), base.sha256);
     }
     let work = Work { request, bases, replace, progress };

@@ -100,6 +100,12 @@ pub fn read(request: &Request) -> Result<Table> {
                     missing.push(format!("{}-{size}-{seed}", row.name));
                     continue;
                 };
+                let wanted = request.like(&cell.setup)?;
+                if let Some(difference) = cell::difference(&cell.setup, &wanted)? {
+                    return Err(Error::usage(format!("made with other settings: {difference}"))
+                        .at(&path)
+                        .hint("give --report the options of the comparison, or choose another --out"));
+                }
                 let name = path.display().to_string();
                 let data = sizes.entry(*size).or_insert(cell.setup.data_hash.clone());
                 let base = bases.entry(row.model.as_deref()).or_insert(cell.setup.base_sha256.clone());

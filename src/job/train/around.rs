@@ -101,7 +101,10 @@ impl Surroundings for Around<'_> {
     }
 
     fn half_way(&mut self, sam: &Sam, losses: &mut dyn Iterator<Item = Tensor<1>>) -> Option<Turn> {
-        let turn = self.course.half_way(sam, losses)?;
+        let turn = self.course.half_way(sam, &mut losses.take_while(|_| !signal::stopped()))?;
+        if signal::stopped() {
+            return None;
+        }
         let all = turn.kept.values().flatten();
         let (on, all) = all.fold((0, 0), |(on, all), k| (on + usize::from(*k > 0.0), all + 1));
         let (what, again) = match turn.rewound {

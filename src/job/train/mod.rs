@@ -68,7 +68,7 @@ pub(super) enum Judge {
 /// Exit codes as the contract's table; nothing of a run is lost when it is interrupted.
 pub fn start(config: Config, replace: Replace, progress: &Progress) -> Result<Outcome> {
     // Before the pictures are read: a missing device is known at once.
-    device::choose(&config.device)?.check(config.dtype)?;
+    super::check_dtype(&device::choose(&config.device)?, config.dtype)?;
     Run::check_free(config.out.as_deref(), replace)?;
     let splits = select::prepare(&config, progress)?;
     let outcome = begin(config, splits, Judge::Test, replace, progress)?;
@@ -87,7 +87,7 @@ fn begin(config: Config, splits: Splits, judge: Judge, replace: Replace, progres
     signal::listen()?;
     // Everything that can be refused is refused before a folder is made.
     let device = device::choose(&config.device)?;
-    device.check(config.dtype)?;
+    super::check_dtype(&device, config.dtype)?;
     let base = base::load(&config.model)?;
     let (config, ready) = Ready::read(config, &splits, &base, progress)?;
     let run = Run::create(config.out.as_deref(), &splits.dataset.name, &config.method, replace)?;
@@ -203,7 +203,7 @@ fn go_on(run: Run, config: Config, splits: Splits, judge: Judge, progress: &Prog
     signal::listen()?;
     let lock = run.lock()?;
     let device = device::choose(&config.device)?;
-    device.check(config.dtype)?;
+    super::check_dtype(&device, config.dtype)?;
     let base = base::load(&config.model)?;
     check_record(&run, &splits, &base.sha256)?;
     // The run's own selection stands in its folder; the file it came from may be gone.

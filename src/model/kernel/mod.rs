@@ -75,7 +75,7 @@ impl FromStr for Precision {
         match word {
             "f32" => Ok(Precision::F32),
             "bf16" => Ok(Precision::Bf16),
-            _ => Err(Error::usage(format!("unknown precision `{word}`")).hint("f32 or bf16")),
+            _ => Err(Error::usage(format!("unknown precision `{word}`: f32 or bf16"))),
         }
     }
 }
