@@ -163,6 +163,21 @@ fn a_table_is_filled_once_and_its_holes_again() {
 }
 
 #[test]
+fn only_what_does_not_merge_costs_time_at_inference() {
+    let folder = workplace();
+    let at = folder.path();
+    ok(at, &arguments("held-out", "out", &["--methods", "gps,lora,adapter,vpt", "--seeds", "1", "--lrs", "1"]));
+    let extra =
+        |method: &str| json(&at.join(format!("out/cells/{method}-10-5.json")))["extra_inference"].as_f64().unwrap();
+    assert_eq!((extra("gps"), extra("lora")), (0.0, 0.0));
+    // Two measured times are not the same to the last bit.
+    for method in ["adapter", "vpt"] {
+        let extra = extra(method);
+        assert!(extra != 0.0 && extra > -0.9, "{method}: {extra}");
+    }
+}
+
+#[test]
 fn the_test_set_decides_neither_trials_nor_rates() {
     let folder = workplace();
     let at = folder.path();
