@@ -307,3 +307,26 @@ fn an_interrupted_comparison_goes_on() {
     }
     assert!(!at.join("cut/runs").exists());
 }
+
+#[test]
+fn a_learning_rate_may_be_tried_with_several_seeds() {
+    let folder = workplace();
+    let at = folder.path();
+    let more = ["--methods", "gps", "--seeds", "1", "--trial-seeds", "2"];
+    ok(at, &arguments("held-out", "out", &["--methods", "gps", "--seeds", "1"]));
+    let one = files(&at.join("out/trials"));
+    // Trials with one seed are the first of two; the cell's settings are others.
+    let (code, error) = fails(at, &arguments("held-out", "out", &more));
+    assert!(code == 2 && error.contains("`trial_seeds`"), "{error}");
+    let text = ok(at, &[&arguments("held-out", "out", &more)[..], &["--force"]].concat());
+    assert!(text.contains("chosen by 4 trials (the mean of 2 seeds for each)"), "{text}");
+    let two = files(&at.join("out/trials"));
+    let names: Vec<&str> = two.keys().map(String::as_str).collect();
+    assert_eq!(names, ["gps-10-1-6.json", "gps-10-1.json", "gps-10-3-6.json", "gps-10-3.json"]);
+    assert!(one.iter().all(|(name, file)| two[name] == *file), "what is there is not made again");
+    let score = |name: &str| json(&at.join("out/trials").join(name))["validation_mDice"].as_f64().unwrap();
+    let mean = |lr: &str| (score(&format!("gps-10-{lr}.json")) + score(&format!("gps-10-{lr}-6.json"))) / 2.0;
+    let best = if mean("3") > mean("1") { 3.0 } else { 1.0 };
+    let cell = json(&at.join("out/cells/gps-10-5.json"));
+    assert_eq!((cell["lr_multiple"].as_f64(), cell["trials"].as_u64()), (Some(best), Some(4)));
+}

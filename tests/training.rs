@@ -216,7 +216,7 @@ fn same_seed_same_bytes_whatever_the_threads() {
     }
 }
 
-/// On a processor with matrix tiles; on any other it is refused, not imitated.
+/// On a processor with products of bf16; on any other it is refused, not imitated.
 #[test]
 fn bf16_is_for_steps_alone_and_the_same_bytes_whatever_the_threads() {
     let folder = workplace();
@@ -226,9 +226,9 @@ fn bf16_is_for_steps_alone_and_the_same_bytes_whatever_the_threads() {
     if !Precision::Bf16.available() {
         for command in [&["train", "--dataset", "discs"][..], &["plan", "--dataset", "discs"], &["bench"]] {
             let (code, error) = fails(at, &[command, &["--dtype", "bf16"]].concat());
-            assert!(code == 5 && error.contains("matrix tiles") && error.contains("--dtype f32"), "{error}");
+            assert!(code == 5 && error.contains("products of bf16") && error.contains("--dtype f32"), "{error}");
         }
-        println!("skipped: no matrix tiles (AMX) here");
+        println!("skipped: no products of bf16 (AMX, AVX512-BF16) here");
         return;
     }
     train(at, "whole", &[]);

@@ -16,7 +16,7 @@ use std::path::Path;
 /// that no official one can take up.
 pub fn merged(run: &Run, model: Option<&str>, to: &Path, replace: Replace) -> Result<()> {
     check_place(to, replace)?;
-    check_name(to)?;
+    check_ending(to, &["safetensors", "pth", "pt"])?;
     let patch = Patch::load(&run.existing_patch()?)?;
     let mut base = base::load(model.unwrap_or(&patch.about.base_model))?;
     let other = |e: Error| e.at(run.patch()).hint("give the base it was trained on with --model");
@@ -43,7 +43,7 @@ pub fn patch_alone(run: &Run, to: &Path, replace: Replace) -> Result<()> {
 /// weights that no official one can take up.
 pub fn turn(checkpoint: &str, patch: &Path, direction: Direction, to: &Path, replace: Replace) -> Result<()> {
     check_place(to, replace)?;
-    check_name(to)?;
+    check_ending(to, &["safetensors", "pth", "pt"])?;
     let patch = &Run::patch_in(patch)?;
     let patch_file = Patch::load(patch)?;
     let mut base = base::load(checkpoint)?;
@@ -81,17 +81,9 @@ fn beside_base(patch: &Patch, checkpoint: &Checkpoint) -> Result<Checkpoint> {
     }
 }
 
-/// Before anything is read: a name that says which container is meant.
-fn check_name(to: &Path) -> Result<()> {
-    match to.extension().and_then(|e| e.to_str()) {
-        Some("safetensors" | "pth" | "pt") => Ok(()),
-        _ => Err(Error::usage("a checkpoint is written as .safetensors or .pth").at(to).hint("give --to such a name")),
-    }
-}
-
 fn write(checkpoint: &Checkpoint, to: &Path) -> Result<()> {
-    match to.extension().and_then(|e| e.to_str()) {
-        Some("safetensors") => checkpoint::write_safetensors(to, &checkpoint.tensors),
-        _ => crate::model::pth::write(to, &checkpoint.tensors),
+    match to.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("safetensors")) {
+        true => checkpoint::write_safetensors(to, &checkpoint.tensors),
+        false => crate::model::pth::write(to, &checkpoint.tensors),
     }
 }

@@ -33,7 +33,7 @@ pub(in crate::cli) struct Bench {
     /// In a training step, run the encoder's blocks again in backward instead of keeping their inside
     #[arg(long)]
     recompute: bool,
-    /// f32, or bf16 on a processor with matrix tiles (Intel AMX)
+    /// f32, or bf16 on a processor with AMX or AVX512-BF16
     #[arg(long, default_value = "f32")]
     dtype: Precision,
     /// auto, cpu, cuda or cuda:N

@@ -3,7 +3,7 @@
 use super::training::Common;
 use super::whole;
 use crate::config::Config;
-use crate::job::compare::Size;
+use crate::job::compare::{Request, Size, Trials};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -26,6 +26,9 @@ pub(in crate::cli) struct Compare {
     /// Trials: multiples of each method's own learning rate, judged on validation
     #[arg(long, value_delimiter = ',', default_value = "0.33,1,3", help_heading = "Comparison")]
     lrs: Vec<f64>,
+    /// Seeds that each learning rate is tried with; the best mean is chosen
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Comparison")]
+    trial_seeds: u64,
     /// Try them at this size only, for all sizes [default: each size by itself]
     #[arg(long, value_name = "SIZE", help_heading = "Comparison")]
     trials_at: Option<Size>,
@@ -46,8 +49,9 @@ pub(in crate::cli) struct Compare {
 }
 
 impl Compare {
-    pub(in crate::cli) fn request(&self, config: Config) -> crate::error::Result<crate::job::compare::Request> {
-        let Compare { methods, seeds, sizes, lrs, trials_at, .. } = self;
-        crate::job::compare::Request::new(config, methods.clone(), *seeds, sizes.clone(), lrs.clone(), *trials_at)
+    pub(in crate::cli) fn request(&self, config: Config) -> crate::error::Result<Request> {
+        let Compare { methods, seeds, sizes, lrs, trial_seeds, trials_at, .. } = self;
+        let trials = Trials { lrs: lrs.clone(), seeds: *trial_seeds, tuned_at: *trials_at };
+        Request::new(config, methods.clone(), *seeds, sizes.clone(), trials)
     }
 }

@@ -54,7 +54,7 @@ pub(in crate::cli) struct Predict {
     /// Without a run, slices below and above, as red and blue; a run has its own
     #[arg(long)]
     context: Option<usize>,
-    /// In what the encoder's linear layers multiply: f32, or bf16 on a processor with matrix tiles (Intel AMX), which is
+    /// In what the encoder's linear layers multiply: f32, or bf16 on a processor with AMX or AVX512-BF16, which is
     /// faster and moves probabilities in the third digit
     #[arg(long, default_value = "f32", env = "SEGFT_DTYPE", hide_env_values = true)]
     dtype: Precision,

@@ -237,8 +237,8 @@ pub(in crate::cli) struct Common {
     /// otherwise), on or off; the result is the same to the byte [default: auto]
     #[arg(long, value_name = "auto|on|off", help_heading = "Run")]
     recompute: Option<String>,
-    /// In what the encoder's linear layers multiply in training steps: f32, or bf16 on a processor with matrix tiles (Intel
-    /// AMX). Selection, validation and test stay f32 [default: f32]
+    /// In what the encoder's linear layers multiply in training steps: f32, or bf16 on a processor with AMX or
+    /// AVX512-BF16. Selection, validation and test stay f32 [default: f32]
     #[arg(long, value_name = "f32|bf16", help_heading = "Run")]
     dtype: Option<String>,
     /// Seed of split, order and augmentation [default: 0]

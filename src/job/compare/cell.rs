@@ -9,8 +9,18 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// Results of before trials could have several seeds do not say how many they had.
+fn one() -> usize {
+    1
+}
+
+fn is_one(seeds: &usize) -> bool {
+    *seeds == 1
+}
+
 /// Everything that decides a trial or a cell. A file made by another setup is never taken for this one's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(Default))]
 pub(super) struct Setup {
     pub method: String,
     pub size: Size,
@@ -21,6 +31,9 @@ pub(super) struct Setup {
     /// The multiples that were tried to choose it; none in a trial.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lrs: Vec<f64>,
+    /// How many seeds each of them was tried with; the mean counts.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub trial_seeds: usize,
     /// The only size they were tried at; the cell's own by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tuned_at: Option<Size>,
@@ -170,6 +183,7 @@ mod tests {
             lr: 0.00066,
             lr_multiple: 0.33,
             lrs: vec![0.33, 1.0],
+            trial_seeds: 1,
             tuned_at: None,
             steps: 300,
             split_seed: 0,

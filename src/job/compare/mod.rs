@@ -2,7 +2,7 @@
 //!
 //! A row is a method, with settings (`gps:k=16`) or a base (`gps@tiny-random`) of its own if it likes. For each row and
 //! size (or at one size for all) the learning rate is chosen by trials, the same number for every row, on the validation side of the training
-//! set. Then each seed trains once with it, and the test set is read once for that cell. The first
+//! set, each with one seed or the mean of several. Then each seed trains once with it, and the test set is read once for that cell. The first
 //! seed trains again with twice the steps, judged on validation: a method and size whose mDice still moves is not
 //! converged, and says nothing about the method. (Only the first seed: asking all would double the whole comparison.)
 //!
@@ -136,6 +136,17 @@ const OPTIONS: [&str; 25] = [
     "dtype",
 ];
 
+/// How each row's learning rate is chosen.
+#[derive(Debug, Clone)]
+pub struct Trials {
+    /// Multiples of each method's own.
+    pub lrs: Vec<f64>,
+    /// Seeds that each is tried with; the mean counts.
+    pub seeds: u64,
+    /// The only size that they are tried at; each at its own by default.
+    pub tuned_at: Option<Size>,
+}
+
 /// What is compared.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -149,6 +160,8 @@ pub struct Request {
     steps: usize,
     /// Multiples of each method's own learning rate.
     lrs: Vec<f64>,
+    /// The first of the seeds and those after it, that each of them is tried with.
+    trial_seeds: Vec<u64>,
     out: PathBuf,
 }
 
@@ -162,8 +175,7 @@ impl Request {
         methods: Vec<String>,
         seeds: u64,
         sizes: Vec<Size>,
-        lrs: Vec<f64>,
-        tuned_at: Option<Size>,
+        Trials { lrs, seeds: trial_seeds, tuned_at }: Trials,
     ) -> Result<Request> {
         let rows = methods.iter().map(|name| Row::parse(name, &OPTIONS)).collect::<Result<Vec<_>>>()?;
         rows.iter().try_for_each(|row| row.config(&config).map(|_| ()))?;
@@ -186,21 +198,29 @@ impl Request {
         {
             return Err(Error::usage("--methods, --sizes and --lrs name nothing twice"));
         }
-        if rows.is_empty() || sizes.is_empty() || lrs.is_empty() || seeds == 0 {
-            return Err(Error::usage("--methods, --sizes, --lrs and --seeds need at least one each"));
+        if rows.is_empty() || sizes.is_empty() || lrs.is_empty() || seeds == 0 || trial_seeds == 0 {
+            return Err(Error::usage("--methods, --sizes, --lrs, --seeds and --trial-seeds need at least one each"));
         }
         if lrs.iter().any(|lr| !(*lr > 0.0 && lr.is_finite())) {
             return Err(Error::usage("--lrs are multiples above 0"));
         }
         let name = named::name_of(Path::new(&config.dataset));
         let out = config.out.clone().unwrap_or_else(|| Path::new("compare").join(name));
-        let seeds = (0..seeds).map(|i| config.seed.wrapping_add(i)).collect();
+        let [seeds, trial_seeds] =
+            [seeds, trial_seeds].map(|n| (0..n).map(|i| config.seed.wrapping_add(i)).collect::<Vec<_>>());
         let steps = config.steps.unwrap_or(STEPS);
-        Ok(Request { config, rows, tuned_at, sizes, seeds, steps, lrs, out })
+        Ok(Request { config, rows, tuned_at, sizes, seeds, steps, lrs, trial_seeds, out })
     }
 
-    fn trial_file(&self, row: &Row, size: Size, lr_multiple: f64) -> PathBuf {
-        self.out.join("trials").join(format!("{}-{size}-{lr_multiple}.json", row.file_name()))
+    /// Trials of the first seed, which was once the only one, have no seed in their names.
+    fn trial_file(&self, row: &Row, size: Size, lr_multiple: f64, seed: u64) -> PathBuf {
+        let seed = if seed == self.config.seed { String::new() } else { format!("-{seed}") };
+        self.out.join("trials").join(format!("{}-{size}-{lr_multiple}{seed}.json", row.file_name()))
+    }
+
+    /// Every learning rate with every seed that it is tried with.
+    fn trials(&self) -> impl Iterator<Item = (f64, u64)> {
+        self.lrs.iter().flat_map(|lr| self.trial_seeds.iter().map(|seed| (*lr, *seed)))
     }
 
     fn cell_file(&self, row: &Row, size: Size, seed: u64) -> PathBuf {
@@ -251,7 +271,8 @@ impl Request {
         // Whether the data are volumes is not known here.
         options.extend(setup.options.get_key_value("spacing").map(|(key, value)| (key.clone(), value.clone())));
         let (lrs, tuned_at, steps) = (self.lrs.clone(), self.tuned_at, self.steps);
-        Ok(Setup { lrs, tuned_at, steps, options, split_seed: self.split_seed(), ..setup.clone() })
+        let trial_seeds = self.trial_seeds.len();
+        Ok(Setup { lrs, trial_seeds, tuned_at, steps, options, split_seed: self.split_seed(), ..setup.clone() })
     }
 
     /// The configuration of one training.
@@ -283,6 +304,22 @@ struct Chosen {
     lr: f64,
     multiple: f64,
     trials: usize,
+}
+
+/// The learning rate with the best validation mDice, as the mean over the seeds it was tried with, of which none may have
+/// run away; of equals, the one nearest to the method's own. `None` when there is none.
+fn chosen(trials: &[Trial]) -> Option<Chosen> {
+    let mean = |multiple: f64| {
+        let of = trials.iter().filter(|trial| trial.setup.lr_multiple == multiple);
+        let found = of.map(|trial| trial.validation_mdice).collect::<Option<Vec<f64>>>()?;
+        Some(found.iter().sum::<f64>() / found.len() as f64)
+    };
+    let far = |trial: &Trial| trial.setup.lr_multiple.ln().abs();
+    let best = trials.iter().filter_map(|trial| Some((mean(trial.setup.lr_multiple)?, trial))).max_by(|(x, a), (y, b)| {
+        let nearer = far(b).total_cmp(&far(a));
+        x.total_cmp(y).then(nearer)
+    });
+    best.map(|(_, best)| Chosen { lr: best.setup.lr, multiple: best.setup.lr_multiple, trials: trials.len() })
 }
 
 /// Trains what is not there yet.
@@ -349,6 +386,7 @@ impl Work<'_> {
             lr: 0.0,
             lr_multiple: 0.0,
             lrs: Vec::new(),
+            trial_seeds: 1,
             tuned_at: None,
             steps: self.request.steps,
             split_seed: self.request.split_seed(),
@@ -358,23 +396,24 @@ impl Work<'_> {
         })
     }
 
-    fn trial_setup(&self, row: &Row, sides: &Sides, lr_multiple: f64) -> Result<Setup> {
-        let setup = self.setup(row, sides, self.request.config.seed, sides.learning_hash.clone())?;
+    fn trial_setup(&self, row: &Row, sides: &Sides, lr_multiple: f64, seed: u64) -> Result<Setup> {
+        let setup = self.setup(row, sides, seed, sides.learning_hash.clone())?;
         Ok(Setup { lr: lr_multiple * method::find(&row.method)?.lr(), lr_multiple, ..setup })
     }
 
     fn cell_setup(&self, row: &Row, sides: &Sides, seed: u64, lr: f64, lr_multiple: f64) -> Result<Setup> {
         let setup = self.setup(row, sides, seed, sides.data_hash.clone())?;
-        let tuned_at = self.request.tuned_at;
-        Ok(Setup { lr, lr_multiple, lrs: self.request.lrs.clone(), tuned_at, ..setup })
+        let Request { lrs, tuned_at, trial_seeds, .. } = self.request;
+        let (lrs, trial_seeds) = (lrs.clone(), trial_seeds.len());
+        Ok(Setup { lr, lr_multiple, lrs, trial_seeds, tuned_at: *tuned_at, ..setup })
     }
 
     /// Refuses files of other settings before anything is trained.
     fn check(&self, sides: &Sides, tuned: &Sides) -> Result<()> {
         for row in &self.request.rows {
-            for multiple in &self.request.lrs {
-                let wanted = self.trial_setup(row, tuned, *multiple)?;
-                let path = self.request.trial_file(row, tuned.size, *multiple);
+            for (multiple, seed) in self.request.trials() {
+                let wanted = self.trial_setup(row, tuned, multiple, seed)?;
+                let path = self.request.trial_file(row, tuned.size, multiple, seed);
                 cell::known::<Trial>(&path, &wanted, self.replace)?;
             }
             for seed in &self.request.seeds {
@@ -404,33 +443,24 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// The learning rate with the best validation mDice; of equals, the one nearest to the method's own.
+    /// The learning rate that trials choose.
     fn tune(&self, row: &Row, sides: &Sides) -> Result<Chosen> {
-        let trials = self.request.lrs.iter().map(|multiple| self.trial(row, sides, *multiple));
-        let trials = trials.collect::<Result<Vec<_>>>()?;
-        let far = |trial: &Trial| trial.setup.lr_multiple.ln().abs();
-        let best = trials.iter().filter_map(|trial| Some((trial.validation_mdice?, trial))).max_by(|(x, a), (y, b)| {
-            let nearer = far(b).total_cmp(&far(a));
-            x.total_cmp(y).then(nearer)
-        });
-        let Some((_, best)) = best else {
-            return Err(Error::job(format!(
-                "{}, {} cases: the loss ran away at every learning rate",
-                row.name, sides.size
-            ))
-            .hint("give lower multiples with --lrs"));
-        };
-        Ok(Chosen { lr: best.setup.lr, multiple: best.setup.lr_multiple, trials: trials.len() })
+        let trials = self.request.trials().map(|(multiple, seed)| self.trial(row, sides, multiple, seed));
+        chosen(&trials.collect::<Result<Vec<_>>>()?).ok_or_else(|| {
+            Error::job(format!("{}, {} cases: the loss ran away at every learning rate", row.name, sides.size))
+                .hint("give lower multiples with --lrs")
+        })
     }
 
-    fn trial(&self, row: &Row, sides: &Sides, multiple: f64) -> Result<Trial> {
-        let path = self.request.trial_file(row, sides.size, multiple);
-        let setup = self.trial_setup(row, sides, multiple)?;
+    fn trial(&self, row: &Row, sides: &Sides, multiple: f64, seed: u64) -> Result<Trial> {
+        let path = self.request.trial_file(row, sides.size, multiple, seed);
+        let setup = self.trial_setup(row, sides, multiple, seed)?;
         if let Some(trial) = cell::known(&path, &setup, self.replace)? {
             return Ok(trial);
         }
-        self.say(&format!("{}, {} cases, trial of {multiple} × its learning rate", row.name, sides.size));
-        let folder = self.request.runs().join(format!("trial-{}-{}-{multiple}", row.file_name(), sides.size));
+        let of_many = if self.request.trial_seeds.len() > 1 { format!(", seed {seed}") } else { String::new() };
+        self.say(&format!("{}, {} cases, trial of {multiple} × its learning rate{of_many}", row.name, sides.size));
+        let folder = self.request.runs().join(format!("trial-{}-{}-{multiple}-{seed}", row.file_name(), sides.size));
         let validation_mdice = self.validated(row, &setup, sides, &folder)?;
         let trial = Trial { setup, validation_mdice };
         cell::write(&path, &trial)?;
@@ -599,4 +629,34 @@ fn dice(case: &CaseMetrics) -> Option<f64> {
     let defined: Vec<f64> =
         case.metrics.iter().filter(|(class, _)| **class != 0).filter_map(|(_, metrics)| metrics.dice).collect();
     (!defined.is_empty()).then(|| defined.iter().sum::<f64>() / defined.len() as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trial(multiple: f64, seed: u64, mdice: Option<f64>) -> Trial {
+        let setup = Setup { lr: 0.002 * multiple, lr_multiple: multiple, seed, ..Setup::default() };
+        Trial { setup, validation_mdice: mdice }
+    }
+
+    #[test]
+    fn the_mean_over_seeds_chooses_and_a_rate_that_ran_away_once_is_out() {
+        let one_seed = [trial(1.0, 0, Some(0.70)), trial(3.0, 0, Some(0.72)), trial(10.0, 0, Some(0.75))];
+        assert_eq!(chosen(&one_seed).unwrap().multiple, 10.0);
+        let mut two: Vec<Trial> = one_seed.to_vec();
+        two.extend([trial(1.0, 1, Some(0.71)), trial(3.0, 1, Some(0.70)), trial(10.0, 1, Some(0.60))]);
+        let found = chosen(&two).unwrap();
+        assert_eq!((found.multiple, found.lr, found.trials), (3.0, 0.006, 6));
+        two[4].validation_mdice = None;
+        assert_eq!(chosen(&two).unwrap().multiple, 1.0, "3 ran away with one seed");
+        two.iter_mut().for_each(|trial| trial.validation_mdice = None);
+        assert!(chosen(&two).is_none());
+    }
+
+    #[test]
+    fn of_equals_the_nearest_to_the_methods_own_is_chosen() {
+        let equal = [0.3, 3.0, 1.0, 10.0].map(|multiple| trial(multiple, 0, Some(0.5)));
+        assert_eq!(chosen(&equal).unwrap().multiple, 1.0);
+    }
 }

@@ -19,6 +19,8 @@ pub struct Table {
     /// Steps of every training, and trials for every method and size; `null` without any cell.
     steps: Option<usize>,
     trials: Option<usize>,
+    /// Seeds of each learning rate that was tried; the trials are counted once a seed.
+    trial_seeds: Option<usize>,
     /// The only size the trials were made at; `null` for each its own.
     tuned_at: Option<Size>,
     rows: Vec<Row>,
@@ -116,7 +118,7 @@ pub fn read(request: &Request) -> Result<Table> {
                         .at(&path)
                         .hint("make the cells again with one command and --force, or choose another --out"));
                 }
-                if cell.trials != cell.setup.lrs.len() {
+                if cell.trials != cell.setup.lrs.len() * cell.setup.trial_seeds {
                     return Err(Error::data("the number of trials is not the same for every method").at(&path));
                 }
                 cells.push(cell);
@@ -129,7 +131,8 @@ pub fn read(request: &Request) -> Result<Table> {
     Ok(Table {
         kind: "comparison",
         steps: first.as_ref().map(|(_, setup)| setup.steps),
-        trials: first.as_ref().map(|(_, setup)| setup.lrs.len()),
+        trials: first.as_ref().map(|(_, setup)| setup.lrs.len() * setup.trial_seeds),
+        trial_seeds: first.as_ref().map(|(_, setup)| setup.trial_seeds),
         tuned_at: first.as_ref().and_then(|(_, setup)| setup.tuned_at),
         rows: groups.iter().map(|group| group.row(wanted, request.config.seed)).collect(),
         comparisons,
@@ -358,7 +361,7 @@ impl Table {
         notes.push(format!(
             "{steps} steps a training. mDice and mIoU: mean over seeds, ± standard deviation; the test set is read once \
              for each training. The interval is a bootstrap over cases of each case's mean over seeds. The learning \
-             rate of every method{} was chosen by {trials} {} on validation cases. Twice the steps: whether \
+             rate of every method{} was chosen by {trials} {}{} on validation cases. Twice the steps: whether \
              doubling them moves the first seed's validation mDice by less than 0.01; numbers in brackets do not count. \
              {}Seconds include validation; the peak is that of the seed with the lowest, since memory kept from earlier \
              trainings only adds.",
@@ -367,6 +370,10 @@ impl Table {
                 None => " and size".into(),
             },
             if trials == 1 { "trial" } else { "trials" },
+            match self.trial_seeds {
+                Some(seeds) if seeds > 1 => format!(" (the mean of {seeds} seeds for each)"),
+                _ => String::new(),
+            },
             match self.rows.iter().any(|row| row.extra_inference.is_some()) {
                 true => "At inference: what encoding a picture takes more than with the base; 0 where the fine-tune merges. ",
                 false => "",
@@ -533,6 +540,7 @@ mod tests {
             lr: 1e-3,
             lr_multiple: 1.0,
             lrs: vec![1.0],
+            trial_seeds: 1,
             tuned_at: None,
             steps: 10,
             split_seed: 0,

@@ -11,7 +11,11 @@ pub mod adam;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 pub mod attention;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 pub mod conv;
+#[cfg(target_arch = "x86_64")]
+mod dots;
 pub mod gelu;
 pub mod inputs;
 pub mod linear;
@@ -85,20 +89,20 @@ impl Precision {
     pub fn available(self) -> bool {
         match self {
             Precision::F32 => true,
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Precision::Bf16 => amx::available(),
-            #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+            #[cfg(target_arch = "x86_64")]
+            Precision::Bf16 => bf16::Means::fastest().is_some(),
+            #[cfg(not(target_arch = "x86_64"))]
             Precision::Bf16 => false,
         }
     }
 
     /// `out = a · b` or `out += a · b` on all threads, as [`product`].
     fn product(self, sizes: [usize; 3], a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32], add: bool) {
-        match self {
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Precision::Bf16 if amx::available() => amx::product(sizes, a, b, out, add),
-            _ => product(sizes, a, b, out, add, Threads::All),
+        #[cfg(target_arch = "x86_64")]
+        if let (Precision::Bf16, Some(means)) = (self, bf16::Means::fastest()) {
+            return bf16::product(means, sizes, a, b, out, add);
         }
+        product(sizes, a, b, out, add, Threads::All);
     }
 }
 
