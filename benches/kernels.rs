@@ -7,7 +7,7 @@
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor, TensorData, activation, module};
 use divan::{Bencher, black_box};
-use segft::model::kernel::{adam, attention, conv, gelu, linear, norm, windows};
+use segft::model::kernel::{Precision, adam, attention, conv, gelu, linear, norm, windows};
 use segft::model::{SamConfig, Weight, checkpoint};
 
 fn main() {
@@ -74,6 +74,14 @@ mod linear_768_to_3072 {
     #[divan::bench]
     fn forward(bencher: Bencher<'_, '_>) {
         let (x, weight) = (wave([TOKENS, C]), lin1());
+        bencher.bench_local(|| black_box(linear::project(x.clone(), &weight)));
+    }
+
+    /// Products of bf16, where the processor has them.
+    #[divan::bench]
+    fn forward_bf16(bencher: Bencher<'_, '_>) {
+        let (x, mut weight) = (wave([TOKENS, C]), lin1());
+        weight.precision = Precision::Bf16;
         bencher.bench_local(|| black_box(linear::project(x.clone(), &weight)));
     }
 
@@ -397,4 +405,11 @@ mod adam_of_n_values {
             black_box((x - m.clone() / (v.clone().sqrt() / root + epsilon) * rate, m, v))
         });
     }
+}
+
+/// The machine's matrix peak, as far as the library under every kernel reaches it: 137 GFLOP.
+#[divan::bench(sample_count = 5, sample_size = 1)]
+fn product_of_4096(bencher: Bencher<'_, '_>) {
+    let (a, b) = (wave([4096, 4096]), wave([4096, 4096]));
+    bencher.bench_local(|| black_box(a.clone().matmul(b.clone())));
 }

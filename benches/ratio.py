@@ -32,6 +32,7 @@ def main():
     a.add_argument("--rounds", type=int, default=5)
     a.add_argument("--steps", type=int, default=3)
     a.add_argument("--threads", type=int, default=2)
+    a.add_argument("--dtype", default="f32", help="f32 or bf16, for both")
     a.add_argument("--flush", action="store_true", help="the peer takes subnormal numbers as 0")
     o = a.parse_args()
     peer = [sys.executable, "-c", FLUSH, o.peer] if o.flush else [sys.executable, o.peer]
@@ -39,7 +40,7 @@ def main():
     for case in o.case:
         model, image, batch, mode = case.split(":")
         flags = ["--model", model, "--image", image, "--batch", batch, "--mode", mode]
-        flags += ["--steps", str(o.steps), "--warmup", "1", "--threads", str(o.threads)]
+        flags += ["--steps", str(o.steps), "--warmup", "1", "--threads", str(o.threads), "--dtype", o.dtype]
         ours, theirs = [], []
         for _ in range(o.rounds):
             ours.append(run([o.segft, "bench", *flags, "--json"]))

@@ -59,7 +59,9 @@ pub fn read_labels(path: &Path) -> Result<Labels> {
     }
     // Scaled label maps carry the rounding of a 32-bit slope.
     let slack = if header.scaling.is_some() { 1e-4 } else { 0.0 };
-    let is_label = |v: f64| (v - v.round()).abs() <= slack && (0.0..=65535.0).contains(&v.round());
+    // The nearest, or the end of the range that a value lies beyond; what is no number is 0. (`round` is a call each.)
+    let nearest = |v: f64| (v + 0.5) as u16;
+    let is_label = |v: f64| (v - f64::from(nearest(v))).abs() <= slack;
     let (mut wrong, mut n_wrong) = (None, 0u64);
     let mut labels = reserved(if source.proved { header.grid.len() } else { 0 }, path)?;
     source.stream(None, |values| {
@@ -67,7 +69,7 @@ pub fn read_labels(path: &Path) -> Result<Labels> {
             wrong.get_or_insert(*value);
             n_wrong += 1;
         }
-        append(&mut labels, values.iter().map(|v| v.round() as u16), path)
+        append(&mut labels, values.iter().map(|v| nearest(*v)), path)
     })?;
     match wrong {
         Some(value) => Err(Error::data(format!(

@@ -315,7 +315,8 @@ fn chosen(trials: &[Trial]) -> Option<Chosen> {
         Some(found.iter().sum::<f64>() / found.len() as f64)
     };
     let far = |trial: &Trial| trial.setup.lr_multiple.ln().abs();
-    let best = trials.iter().filter_map(|trial| Some((mean(trial.setup.lr_multiple)?, trial))).max_by(|(x, a), (y, b)| {
+    let scored = trials.iter().filter_map(|trial| Some((mean(trial.setup.lr_multiple)?, trial)));
+    let best = scored.max_by(|(x, a), (y, b)| {
         let nearer = far(b).total_cmp(&far(a));
         x.total_cmp(y).then(nearer)
     });

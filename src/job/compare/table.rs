@@ -524,7 +524,17 @@ impl Row {
 impl Table {
     pub(super) fn of(rows: Vec<Row>) -> Table {
         let (missing, comparisons) = (Vec::new(), Vec::new());
-        Table { kind: "comparison", steps: None, trials: None, tuned_at: None, rows, comparisons, missing, n_cells: 0 }
+        Table {
+            kind: "comparison",
+            steps: None,
+            trials: None,
+            trial_seeds: None,
+            tuned_at: None,
+            rows,
+            comparisons,
+            missing,
+            n_cells: 0,
+        }
     }
 }
 

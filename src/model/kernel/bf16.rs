@@ -9,6 +9,7 @@ use super::amx;
 use super::{Matrix, dots, widest};
 use half::bf16;
 use rayon::prelude::*;
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
 /// Rows of a tile on the left, columns on the right.
 pub(super) const BAND: usize = 16;
@@ -43,14 +44,7 @@ impl Means {
 }
 
 /// [`super::product`] on all threads, of numbers rounded to bf16 (to the nearest, of two the even one).
-pub(super) fn product(
-    means: Means,
-    [m, k, n]: [usize; 3],
-    a: Matrix<'_>,
-    b: Matrix<'_>,
-    out: &mut [f32],
-    add: bool,
-) {
+pub(super) fn product(means: Means, [m, k, n]: [usize; 3], a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32], add: bool) {
     if m == 0 || n == 0 || k == 0 {
         return;
     }
@@ -63,6 +57,7 @@ pub(super) fn product(
         let mut block = Block([0.0; 4 * BAND * BAND]);
         for (right, column) in right.chunks(2 * across).zip((0..n).step_by(2 * BAND)) {
             for (left, out) in left.chunks(2 * across).zip(out.chunks_mut(2 * BAND * n)) {
+                out.chunks(n).for_each(|row| fetch(&row[column..]));
                 unit.multiply(left, right, across, &mut block);
                 for (sums, row) in block.0.chunks(2 * BAND).zip(out.chunks_mut(n)) {
                     let row = row[column..].iter_mut().zip(sums);
@@ -76,9 +71,19 @@ pub(super) fn product(
     });
 }
 
-/// Numbers of a tile, row by row.
+/// Asks for the first 32 numbers of a row, so that they are there when a block is done.
+fn fetch(row: &[f32]) {
+    for line in row.chunks(16).take(2) {
+        #[expect(unsafe_code, reason = "a hint, which reads nothing")]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+        }
+    }
+}
+
+/// Pairs of a tile, row by row; the first number of a pair is in the lower half.
 #[repr(C, align(64))]
-pub(super) struct Tile(pub(super) [u16; BAND * DEPTH]);
+pub(super) struct Tile(pub(super) [[u32; BAND]; DEPTH / 2]);
 
 /// Four tiles of sums: 32 rows of 32.
 #[repr(C, align(64))]
@@ -113,7 +118,7 @@ fn tiles(x: Matrix<'_>, [lanes, depth]: [usize; 2], order: Order) -> Vec<Tile> {
                     staged.iter_mut().take(lanes).zip(from).for_each(|(to, value)| to[at] = *value);
                 }
             }
-            let mut tile = Tile([0; BAND * DEPTH]);
+            let mut tile = Tile([[0; BAND]; DEPTH / 2]);
             lay(&staged, order, &mut tile);
             tile
         })
@@ -123,15 +128,17 @@ fn tiles(x: Matrix<'_>, [lanes, depth]: [usize; 2], order: Order) -> Vec<Tile> {
 widest! {
     /// Rounds the lanes of a tile and lays them out.
     fn lay(staged: &[[f32; DEPTH]; BAND], order: Order, tile: &mut Tile) {
-        let mut rounded = [0u16; BAND * DEPTH];
-        rounded.iter_mut().zip(staged.as_flattened()).for_each(|(to, value)| *to = bf16::from_f32(*value).to_bits());
+        let bits = |value: f32| u32::from(bf16::from_f32(value).to_bits());
+        let mut lanes = [[0; DEPTH / 2]; BAND];
+        for (lane, from) in lanes.iter_mut().zip(staged) {
+            let (from, _) = from.as_chunks::<2>();
+            lane.iter_mut().zip(from).for_each(|(pair, [low, high])| *pair = bits(*high) << 16 | bits(*low));
+        }
         match order {
-            Order::Rows => tile.0 = rounded,
+            Order::Rows => tile.0 = lanes,
             Order::Pairs => {
-                let (pairs, _) = rounded.as_chunks::<2>();
-                let (rows, _) = tile.0.as_chunks_mut::<2>();
-                for (pair, row) in rows.chunks_exact_mut(BAND).enumerate() {
-                    row.iter_mut().enumerate().for_each(|(lane, to)| *to = pairs[lane * DEPTH / 2 + pair]);
+                for (pair, row) in tile.0.iter_mut().enumerate() {
+                    row.iter_mut().zip(&lanes).for_each(|(to, lane)| *to = lane[pair]);
                 }
             }
         }

@@ -15,18 +15,15 @@ pub(super) fn available() -> bool {
 /// Two bands of 16 rows times two bands of 16 columns, as [`super::bf16::Unit::multiply`]. Only where it is [`available`].
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub(super) fn multiply(left: [&[Tile]; 2], right: [&[Tile]; 2], out: &mut Block) {
-    for (rows, out) in out.0.chunks_exact_mut(2 * ROWS * BAND).enumerate() {
-        let (band, first) = (left[rows * ROWS / BAND], rows * ROWS % BAND);
+    for (part, out) in out.0.chunks_exact_mut(2 * ROWS * BAND).enumerate() {
+        let (band, half) = (left[part * ROWS / BAND], part % (BAND / ROWS));
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
         for ((left, right0), right1) in band.iter().zip(right[0]).zip(right[1]) {
-            let (left, _) = left.0.as_chunks::<2>();
-            let (right0, _) = right0.0.as_chunks::<{ 2 * BAND }>();
-            let (right1, _) = right1.0.as_chunks::<{ 2 * BAND }>();
-            for (pair, columns) in right0.iter().zip(right1).enumerate() {
-                let columns = [vector(columns.0), vector(columns.1)];
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let [low, high] = left[(first + row) * BAND + pair];
-                    let twice = numbers(_mm512_set1_epi32((u32::from(high) << 16 | u32::from(low)) as i32));
+            let rows: &[[u32; BAND]; ROWS] = &left.0.as_chunks().0[half];
+            for (pair, columns) in right0.0.iter().zip(&right1.0).enumerate() {
+                let columns = [numbers(vector(columns.0)), numbers(vector(columns.1))];
+                for (row, sums) in rows.iter().zip(&mut sums) {
+                    let twice = numbers(_mm512_set1_epi32(row[pair] as i32));
                     sums[0] = _mm512_dpbf16_ps(sums[0], twice, columns[0]);
                     sums[1] = _mm512_dpbf16_ps(sums[1], twice, columns[1]);
                 }
@@ -44,17 +41,17 @@ pub(super) fn multiply(left: [&[Tile]; 2], right: [&[Tile]; 2], out: &mut Block)
 }
 
 #[inline(always)]
-fn vector(values: &[u16; 2 * BAND]) -> __m512bh {
+fn vector(pairs: &[u32; BAND]) -> __m512i {
     #[expect(unsafe_code, reason = "64 bytes for 64, of which each combination is numbers")]
     unsafe {
-        std::mem::transmute_copy(values)
+        std::mem::transmute(*pairs)
     }
 }
 
 #[inline(always)]
-fn numbers(bits: __m512i) -> __m512bh {
+fn numbers(pairs: __m512i) -> __m512bh {
     #[expect(unsafe_code, reason = "64 bytes for 64, of which each combination is numbers")]
     unsafe {
-        std::mem::transmute(bits)
+        std::mem::transmute(pairs)
     }
 }
