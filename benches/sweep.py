@@ -4,7 +4,7 @@
     python benches/sweep.py --segft target/release/segft --out vit_b.svg
 
 The peak is torch's product of two f32 matrices of 4096 on the same threads, in the same minutes, or what --peak says: on AMD's
-processors `cargo bench --bench kernels -- product_of_4096` is twice as fast. The work of a mode
+processors `cargo bench --bench kernels -- product_of_4096` (137.4 GFLOP) is twice as fast. The work of a mode
 is counted from shapes: what a forward pass, the gradients of inputs and those of weights need in matrix products, without
 padding and without anything computed twice. What is missing from 100 % is everything else: norms, GELU, softmax, the decoder,
 moving memory. Markdown on stdout; the plot needs matplotlib.

@@ -26,7 +26,7 @@ def main():
     tables = 0
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "home").mkdir()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SEGFT_")}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("SEGFT_", "XDG_"))}
         environment["PATH"] = f"{given.segft.resolve().parent}:{environment['PATH']}"
         environment["HOME"] = f"{folder}/home"
 

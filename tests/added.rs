@@ -309,6 +309,12 @@ fn runs_export_and_patches_go_there_and_back() {
         );
         ok(at, &["patch", "revert", "b.safetensors", &patch, "--to", "c.safetensors", "--force"]);
         assert!(bytes("c.safetensors") == bytes("small.safetensors"));
+        // The ending says which container is meant, in any case; another one is refused before anything is read.
+        ok(at, &["export", method, "--to", "a.PTH", "--force"]);
+        let facts: serde_json::Value = serde_json::from_str(&ok(at, &["info", "a.PTH", "--json"])).unwrap();
+        assert_eq!(facts["format"], "pth");
+        let (code, error) = fails(at, &["export", method, "--to", "a.bin"]);
+        assert!(code == 2 && error.contains("a.bin") && error.contains(".safetensors or .pth"), "{error}");
         let (code, error) = fails(at, &["patch", "revert", "small.safetensors", &patch, "--to", "d.safetensors"]);
         assert!(code == 3 && error.contains("does not hold"), "{error}");
         // What the run predicts is what was tested.

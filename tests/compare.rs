@@ -319,7 +319,7 @@ fn a_learning_rate_may_be_tried_with_several_seeds() {
     let (code, error) = fails(at, &arguments("held-out", "out", &more));
     assert!(code == 2 && error.contains("`trial_seeds`"), "{error}");
     let text = ok(at, &[&arguments("held-out", "out", &more)[..], &["--force"]].concat());
-    assert!(text.contains("chosen by 4 trials (the mean of 2 seeds for each)"), "{text}");
+    assert!(text.contains("chosen by 4 trials (2 rates, the mean of 2 seeds each)"), "{text}");
     let two = files(&at.join("out/trials"));
     let names: Vec<&str> = two.keys().map(String::as_str).collect();
     assert_eq!(names, ["gps-10-1-6.json", "gps-10-1.json", "gps-10-3-6.json", "gps-10-3.json"]);

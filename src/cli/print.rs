@@ -168,8 +168,8 @@ pub(super) fn doctor() -> Value {
     let latest = Run::newest().ok().map(|run| run.folder.display().to_string());
     let cuda = if cfg!(feature = "cuda") { "built in" } else { "not built in (build with --features cuda)" };
     let bf16 = match Precision::Bf16.available() {
-        true => "faster here (--dtype bf16)",
-        false => "not here (the processor has no matrix tiles)",
+        true => "here (--dtype bf16)",
+        false => "not here (the processor has neither AMX nor AVX512-BF16)",
     };
     json!({
         "kind": "doctor",

@@ -38,7 +38,7 @@ fn check_dtype(chosen: &Chosen, dtype: Precision) -> Result<()> {
         _ if dtype == Precision::F32 => return Ok(()),
         _ if chosen.name != "cpu" => "bf16 is made for the CPU alone",
         true => return Ok(()),
-        false => "this processor has no products of bf16 (AMX or AVX512-BF16), without which it is slower than f32",
+        false => "this processor has no products of bf16 (AMX or AVX512-BF16), and bf16 is slower than f32 without",
     };
     Err(Error::device(format!("no bf16 on `{}`: {lacks}", chosen.name)).hint("use --dtype f32"))
 }

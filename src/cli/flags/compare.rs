@@ -26,7 +26,8 @@ pub(in crate::cli) struct Compare {
     /// Trials: multiples of each method's own learning rate, judged on validation
     #[arg(long, value_delimiter = ',', default_value = "0.33,1,3", help_heading = "Comparison")]
     lrs: Vec<f64>,
-    /// Seeds that each learning rate is tried with; the best mean is chosen
+    /// Seeds that each learning rate is tried with: the best mean is chosen, and a rate at which the loss ran away with one
+    /// of them is out
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Comparison")]
     trial_seeds: u64,
     /// Try them at this size only, for all sizes [default: each size by itself]

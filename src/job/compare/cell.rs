@@ -14,10 +14,6 @@ fn one() -> usize {
     1
 }
 
-fn is_one(seeds: &usize) -> bool {
-    *seeds == 1
-}
-
 /// Everything that decides a trial or a cell. A file made by another setup is never taken for this one's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(Default))]
@@ -31,8 +27,8 @@ pub(super) struct Setup {
     /// The multiples that were tried to choose it; none in a trial.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lrs: Vec<f64>,
-    /// How many seeds each of them was tried with; the mean counts.
-    #[serde(default = "one", skip_serializing_if = "is_one")]
+    /// How many seeds each of them was tried with; the mean counts. One in a trial.
+    #[serde(default = "one")]
     pub trial_seeds: usize,
     /// The only size they were tried at; the cell's own by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]

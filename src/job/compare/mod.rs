@@ -166,7 +166,8 @@ pub struct Request {
 }
 
 impl Request {
-    /// Checks what was asked for. The configuration's `seed` is the first of the seeds, and that of split and trials.
+    /// Checks what was asked for. The configuration's `seed` is the first of the seeds and of the trials' seeds, and that of
+    /// the split.
     ///
     /// # Errors
     /// A usage error for unknown methods, for what is named twice, and for keys that have no place in a comparison.
@@ -212,10 +213,14 @@ impl Request {
         Ok(Request { config, rows, tuned_at, sizes, seeds, steps, lrs, trial_seeds, out })
     }
 
-    /// Trials of the first seed, which was once the only one, have no seed in their names.
-    fn trial_file(&self, row: &Row, size: Size, lr_multiple: f64, seed: u64) -> PathBuf {
+    /// A trial in file names. Those of the first seed, which was once the only one, do not name it.
+    fn trial_name(&self, row: &Row, size: Size, lr_multiple: f64, seed: u64) -> String {
         let seed = if seed == self.config.seed { String::new() } else { format!("-{seed}") };
-        self.out.join("trials").join(format!("{}-{size}-{lr_multiple}{seed}.json", row.file_name()))
+        format!("{}-{size}-{lr_multiple}{seed}", row.file_name())
+    }
+
+    fn trial_file(&self, row: &Row, size: Size, lr_multiple: f64, seed: u64) -> PathBuf {
+        self.out.join("trials").join(format!("{}.json", self.trial_name(row, size, lr_multiple, seed)))
     }
 
     /// Every learning rate with every seed that it is tried with.
@@ -448,7 +453,8 @@ impl Work<'_> {
     fn tune(&self, row: &Row, sides: &Sides) -> Result<Chosen> {
         let trials = self.request.trials().map(|(multiple, seed)| self.trial(row, sides, multiple, seed));
         chosen(&trials.collect::<Result<Vec<_>>>()?).ok_or_else(|| {
-            Error::job(format!("{}, {} cases: the loss ran away at every learning rate", row.name, sides.size))
+            let seeds = if self.request.trial_seeds.len() > 1 { " with at least one seed" } else { "" };
+            Error::job(format!("{}, {} cases: the loss ran away at every learning rate{seeds}", row.name, sides.size))
                 .hint("give lower multiples with --lrs")
         })
     }
@@ -461,7 +467,8 @@ impl Work<'_> {
         }
         let of_many = if self.request.trial_seeds.len() > 1 { format!(", seed {seed}") } else { String::new() };
         self.say(&format!("{}, {} cases, trial of {multiple} × its learning rate{of_many}", row.name, sides.size));
-        let folder = self.request.runs().join(format!("trial-{}-{}-{multiple}-{seed}", row.file_name(), sides.size));
+        let folder = self.request.trial_name(row, sides.size, multiple, seed);
+        let folder = self.request.runs().join(format!("trial-{folder}"));
         let validation_mdice = self.validated(row, &setup, sides, &folder)?;
         let trial = Trial { setup, validation_mdice };
         cell::write(&path, &trial)?;

@@ -371,7 +371,7 @@ impl Table {
             },
             if trials == 1 { "trial" } else { "trials" },
             match self.trial_seeds {
-                Some(seeds) if seeds > 1 => format!(" (the mean of {seeds} seeds for each)"),
+                Some(seeds) if seeds > 1 => format!(" ({} rates, the mean of {seeds} seeds each)", trials / seeds),
                 _ => String::new(),
             },
             match self.rows.iter().any(|row| row.extra_inference.is_some()) {

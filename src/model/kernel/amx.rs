@@ -1,5 +1,5 @@
 //! Blocks of a product of bf16 numbers on the matrix tiles of a processor that has them (Intel's AMX: Xeons from 2023
-//! on): 16 × 32 numbers times 32 × 16 in 16 cycles, where the widest vectors take 256.
+//! on): 16 × 32 numbers times 32 × 16 in 16 cycles, where the widest vectors take 256 in f32.
 
 use super::bf16::{BAND, Block, Tile};
 use std::arch::asm;

@@ -71,7 +71,7 @@ pub(super) fn product(means: Means, [m, k, n]: [usize; 3], a: Matrix<'_>, b: Mat
     });
 }
 
-/// Asks for the first 32 numbers of a row, so that they are there when a block is done.
+/// Asks for most of the first 32 numbers of a row, so that they are there when a block is done.
 fn fetch(row: &[f32]) {
     for line in row.chunks(16).take(2) {
         #[expect(unsafe_code, reason = "a hint, which reads nothing")]
@@ -171,14 +171,14 @@ impl Unit {
         match self {
             #[cfg(target_os = "linux")]
             Unit::Tiles(unit) => unit.multiply(left, right, out),
-            #[expect(unsafe_code, reason = "the processor has them, by the assertion above")]
+            #[expect(unsafe_code, reason = "the processor has them, asserted when `self` was made")]
             Unit::Dots => unsafe { dots::multiply(left, right, out) },
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::{Threads, product as in_f32};
     use super::*;
 
@@ -187,9 +187,10 @@ mod tests {
     }
 
     #[test]
-    fn is_the_product_of_rounded_numbers() {
+    pub(in crate::model::kernel) fn is_the_product_of_rounded_numbers() {
         if Means::fastest().is_none() {
             println!("skipped: no bf16 products (AMX, AVX512-BF16) here");
+            return;
         }
         let rounded = |x: &[f32]| x.iter().map(|v| bf16::from_f32(*v).to_f32()).collect::<Vec<f32>>();
         // Whole tiles, one of everything, bands without a second, more rows than a thread takes at once.
@@ -222,6 +223,7 @@ mod tests {
     fn what_is_no_number_stays_none() {
         if Means::fastest().is_none() {
             println!("skipped: no bf16 products (AMX, AVX512-BF16) here");
+            return;
         }
         // The bits of this one would round to those of a number.
         let nan = f32::from_bits(0x7f80_0001);

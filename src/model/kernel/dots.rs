@@ -1,5 +1,5 @@
-//! Blocks of a product of bf16 numbers by the pairwise dot products of AVX-512 (AMD from Zen 4 on, Intel from Cooper Lake
-//! on): 16 sums take two numbers each in one instruction, twice what f32 does.
+//! Blocks of a product of bf16 numbers by the pairwise dot products of AVX-512 (AVX512-BF16: AMD from Zen 4 on, Intel's Xeons of
+//! Cooper Lake and from Sapphire Rapids on): 16 sums take two products each in one instruction, where f32 has one.
 
 use super::bf16::{BAND, Block, Tile};
 use std::arch::x86_64::{__m512bh, __m512i, _mm512_dpbf16_ps, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps};

@@ -85,7 +85,7 @@ impl FromStr for Precision {
 }
 
 impl Precision {
-    /// Whether this processor is faster with it. Nothing is computed in it elsewhere.
+    /// Whether this processor has products for it. Nothing is computed in it elsewhere.
     pub fn available(self) -> bool {
         match self {
             Precision::F32 => true,
@@ -373,6 +373,7 @@ mod tests {
             WIDEST.store(i, std::sync::atomic::Ordering::Relaxed);
             assert!(form() <= asked);
             super::adam::tests::equals_the_plain_operations();
+            super::bf16::tests::is_the_product_of_rounded_numbers();
             super::attention::tests::self_attention_equals_the_plain_operations_forward_and_backward();
             super::attention::tests::cross_attention_equals_the_plain_operations_forward_and_backward();
             super::gelu::tests::equals_the_plain_operation_forward_and_backward();
