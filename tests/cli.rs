@@ -506,10 +506,12 @@ fn a_folder_is_predicted_without_earlier_results() {
     std::fs::copy(at.join("set/masks/a000.png"), at.join("set/images/a000_prob.png")).unwrap();
     // A picture that is only called like a result stays a picture.
     std::fs::copy(at.join("set/images/a001.png"), at.join("set/images/b_seg.png")).unwrap();
+    std::fs::write(at.join("set/images/notes.txt"), "two pictures").unwrap();
     let base = ["predict", "set/images", "--run", "none", "--model", "small.safetensors", "--point", "20,20"];
     let output = segft(at, &[&base[..], &["--prob", "--json"]].concat());
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && said.contains("2 results of earlier predictions"), "{said}");
+    assert!(said.contains("1 files of other kinds are passed over, the first is `notes.txt`"), "{said}");
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
     let text = answer.to_string();
     for name in ["a000.png", "a001.png", "b_seg.png", "a000_prob.png", "a001_prob.png", "b_seg_prob.png"] {

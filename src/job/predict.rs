@@ -314,9 +314,15 @@ fn form(path: &Path) -> Form {
     if nifti::is_nifti(path) { Form::Volumes } else { Form::Pictures }
 }
 
-/// The cases of a folder with their names. Other channels and results of earlier predictions are passed over, and said.
+/// The cases of a folder with their names. Other channels, results of earlier predictions and what is neither picture nor
+/// volume are passed over, and said.
 fn cases_of(folder: &Path, progress: &Progress) -> Result<Vec<(PathBuf, String)>> {
-    let files = files_of(folder)?;
+    let (files, others) = files_of(folder)?;
+    if let Some(first) = others.first().and_then(|file| file.file_name()) {
+        let (n, first) = (others.len(), first.to_string_lossy());
+        progress
+            .line(format!("{}: {n} files of other kinds are passed over, the first is `{first}`", folder.display()));
+    }
     let stems: BTreeSet<String> = files.iter().map(|file| stem(file)).collect();
     let raw = folder.file_name().is_some_and(|n| n == "imagesTr" || n == "imagesTs");
     let mut cases = Vec::new();
@@ -348,23 +354,25 @@ fn channel_of(name: &str) -> Option<(&str, &str)> {
     name.rsplit_once('_').filter(|(_, channel)| channel.len() == 4 && channel.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// The volumes and pictures of a folder, sorted.
-fn files_of(folder: &Path) -> Result<Vec<PathBuf>> {
+/// The volumes and pictures of a folder, and what else can be seen in it, both sorted.
+fn files_of(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let entries = std::fs::read_dir(folder).map_err(|e| Error::reading(folder, &e))?;
-    let all: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(|p| p.is_file()).collect();
+    let mut all: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(|p| p.is_file()).collect();
+    all.sort();
     let hidden = |p: &Path| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
     // Of a .hdr/.img pair the header stands for both.
-    let read = |p: &Path| (nifti::is_nifti(p) && !stem_ends(p, ".img")) || pictures::is_picture(p);
-    let mut files: Vec<PathBuf> = all.iter().filter(|p| !hidden(p) && read(p)).cloned().collect();
-    files.sort();
+    let second = |p: &Path| nifti::is_nifti(p) && stem_ends(p, ".img");
+    all.retain(|p| !hidden(p) && !second(p));
+    let (files, others): (Vec<PathBuf>, _) =
+        all.into_iter().partition(|p| nifti::is_nifti(p) || pictures::is_picture(p));
     if files.is_empty() {
-        let hint = match all.iter().any(|p| dicom::is_dicom(p)) {
+        let hint = match others.iter().any(|p| dicom::is_dicom(p)) {
             true => dicom::hint(folder),
             false => "name the folder that holds the files".into(),
         };
         return Err(Error::usage("no picture and no volume in this folder").at(folder).hint(hint));
     }
-    Ok(files)
+    Ok((files, others))
 }
 
 /// What to do with a file that segft does not read.
