@@ -13,7 +13,7 @@ const END: &str = "<!-- end of table -->";
 fn tables_are_what_their_commands_print() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut tables = 0;
-    for page in ["README.md", "benches/RESULTS.md"] {
+    for page in ["README.md", "benches/RESULTS.md", "docs/comparison.md"] {
         let text = std::fs::read_to_string(root.join(page)).unwrap();
         for table in text.split(BEGIN).skip(1) {
             let (command, rest) = table.split_once(" -->\n").unwrap();
