@@ -330,3 +330,62 @@ fn a_learning_rate_may_be_tried_with_several_seeds() {
     let cell = json(&at.join("out/cells/gps-10-5.json"));
     assert_eq!((cell["lr_multiple"].as_f64(), cell["trials"].as_u64()), (Some(best), Some(4)));
 }
+
+#[test]
+fn cases_that_a_size_leaves_out_say_whether_twice_the_steps_help() {
+    let folder = workplace();
+    let at = folder.path();
+    let more = ["--methods", "decoder", "--sizes", "7,all", "--lrs", "1", "--doubled-seeds", "2"];
+    let text = ok(at, &arguments("held-out", "out", &more));
+    assert!(text.contains("moves the mean over 2 seeds of the mDice of up to 4 cases of the training set"), "{text}");
+    for seed in [5, 6] {
+        let [seven, all] = ["7", "all"].map(|size| json(&at.join(format!("out/cells/decoder-{size}-{seed}.json"))));
+        assert!(all.get("left_out").is_none() && all["converged"].is_boolean(), "{all}");
+        let left_out = &seven["left_out"];
+        assert_eq!(left_out["cases"], 4, "12 cases less 7, as many as there are test cases at most");
+        let moved = left_out["mDice_doubled"].as_f64().unwrap() - left_out["mDice"].as_f64().unwrap();
+        assert_eq!(seven["converged"], moved.abs() < 0.01, "{seven}");
+    }
+
+    // The same training by itself, and what it does with the first four of the others.
+    let cell = json(&at.join("out/cells/decoder-7-6.json"));
+    let alone = format!(
+        "train --dataset discs --test held-out --model small.safetensors --method decoder --sizes 7 --steps 3 --threads 2 \
+         --seed 6 --split-seed 5 --lr {} --out alone",
+        cell["lr"]
+    );
+    ok(at, &alone.split(' ').collect::<Vec<_>>());
+    let splits = &json(&at.join("alone/run.json"))["splits"];
+    let seen: Vec<&str> = ["train", "validation"]
+        .iter()
+        .flat_map(|side| splits[side].as_array().unwrap())
+        .map(|id| id.as_str().unwrap())
+        .collect();
+    assert_eq!(seen.len(), 7);
+    let others = (0..12).map(|i| format!("a{i:03}")).filter(|id| !seen.contains(&id.as_str())).take(4);
+    for folder in ["pictures", "masks"] {
+        std::fs::create_dir(at.join(folder)).unwrap();
+    }
+    for id in others {
+        std::fs::copy(at.join(format!("discs/images/{id}.png")), at.join(format!("pictures/{id}.png"))).unwrap();
+        std::fs::copy(at.join(format!("discs/masks/{id}.png")), at.join(format!("masks/{id}.png"))).unwrap();
+    }
+    ok(at, &["predict", "pictures", "--run", "alone", "--out", "predicted"]);
+    let score: Value =
+        serde_json::from_str(&ok(at, &["score", "--pred", "predicted", "--ref", "masks", "--json"])).unwrap();
+    let [wanted, found] = [&score["mDice"], &cell["left_out"]["mDice"]].map(|mdice| mdice.as_f64().unwrap());
+    assert!((wanted - found).abs() < 1e-9, "{wanted} {found}");
+
+    // Another number of seeds is another comparison, and more than there are is none.
+    let other = [&arguments("held-out", "out", &more)[..], &["--report"]].concat();
+    let asked = |n: &'static str| {
+        let mut words = other.clone();
+        let place = words.iter().position(|word| *word == "--doubled-seeds").unwrap();
+        words[place + 1] = n;
+        fails(at, &words)
+    };
+    let (code, error) = asked("1");
+    assert!(code == 2 && error.contains("`doubled_seeds`"), "{error}");
+    let (code, error) = asked("3");
+    assert!(code == 2 && error.contains("--doubled-seeds 3"), "{error}");
+}

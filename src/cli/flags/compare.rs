@@ -33,6 +33,9 @@ pub(in crate::cli) struct Compare {
     /// Try them at this size only, for all sizes [default: each size by itself]
     #[arg(long, value_name = "SIZE", help_heading = "Comparison")]
     trials_at: Option<Size>,
+    /// How many of the seeds train again with twice the steps: a row whose mean Dice still moves is not converged
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Comparison")]
+    doubled_seeds: u64,
     /// The folder of the results; what is there is not made again [default: compare/<dataset>]
     #[arg(long, value_name = "DIR", help_heading = "Comparison")]
     pub out: Option<PathBuf>,
@@ -51,8 +54,8 @@ pub(in crate::cli) struct Compare {
 
 impl Compare {
     pub(in crate::cli) fn request(&self, config: Config) -> crate::error::Result<Request> {
-        let Compare { methods, seeds, sizes, lrs, trial_seeds, trials_at, .. } = self;
+        let Compare { methods, seeds, sizes, lrs, trial_seeds, doubled_seeds, trials_at, .. } = self;
         let trials = Trials { lrs: lrs.clone(), seeds: *trial_seeds, tuned_at: *trials_at };
-        Request::new(config, methods.clone(), *seeds, sizes.clone(), trials)
+        Request::new(config, methods.clone(), *seeds, sizes.clone(), trials, *doubled_seeds)
     }
 }

@@ -1,6 +1,7 @@
 //! The small files that a comparison leaves: one a trial, one a cell, each with everything that decided it.
 
 use super::Size;
+use super::twice::LeftOut;
 use crate::error::{Error, Result};
 use crate::io::{Replace, write_atomic};
 use serde::de::DeserializeOwned;
@@ -9,7 +10,7 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Results of before trials could have several seeds do not say how many they had.
+/// Results of before there could be several seeds do not say how many they had.
 fn one() -> usize {
     1
 }
@@ -30,6 +31,9 @@ pub(super) struct Setup {
     /// How many seeds each of them was tried with; the mean counts. One in a trial.
     #[serde(default = "one")]
     pub trial_seeds: usize,
+    /// How many of the seeds train again with twice the steps. One in a trial, where none does.
+    #[serde(default = "one")]
+    pub doubled_seeds: usize,
     /// The only size they were tried at; the cell's own by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tuned_at: Option<Size>,
@@ -54,6 +58,7 @@ pub(super) struct Trial {
 
 /// A training that is judged on the test set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(Default))]
 pub(super) struct Cell {
     #[serde(flatten)]
     pub setup: Setup,
@@ -65,10 +70,13 @@ pub(super) struct Cell {
     pub miou: Option<f64>,
     #[serde(rename = "validation_mDice")]
     pub validation_mdice: f64,
-    /// The same after twice the steps; only the first seed is asked.
+    /// The same after twice the steps; only the first seeds are asked.
     #[serde(rename = "validation_mDice_doubled")]
     pub validation_mdice_doubled: Option<f64>,
-    /// Whether that moved it by less than 0.01.
+    /// What judges instead of validation, where the size leaves cases out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<LeftOut>,
+    /// Whether twice the steps moved this seed's mDice by less than 0.01; the mean over seeds counts.
     pub converged: Option<bool>,
     pub trained_parameters: usize,
     pub parameters: usize,
@@ -180,6 +188,7 @@ mod tests {
             lr_multiple: 0.33,
             lrs: vec![0.33, 1.0],
             trial_seeds: 1,
+            doubled_seeds: 1,
             tuned_at: None,
             steps: 300,
             split_seed: 0,

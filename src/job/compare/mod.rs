@@ -3,8 +3,8 @@
 //! A row is a method, with settings (`gps:k=16`) or a base (`gps@tiny-random`) of its own if it likes. For each row and
 //! size (or at one size for all) the learning rate is chosen by trials, the same number for every row, on the validation side of the training
 //! set, each with one seed or the mean of several. Then each seed trains once with it, and the test set is read once for that cell. The first
-//! seed trains again with twice the steps, judged on validation: a method and size whose mDice still moves is not
-//! converged, and says nothing about the method. (Only the first seed: asking all would double the whole comparison.)
+//! seed, or several, train again with twice the steps: a method and size whose mean Dice still moves is not converged,
+//! and says nothing about the method ([`twice`]).
 //!
 //! A selection depends on base and training cases alone, so the trainings of a row and size share it.
 //!
@@ -14,11 +14,13 @@ mod cell;
 mod plot;
 mod row;
 mod table;
+mod trials;
+mod twice;
 
 use super::train::{self, Judge};
 use super::{base, bench, select};
 use crate::config::Config;
-use crate::data::{self, Form, Splits, named};
+use crate::data::{self, Case, Form, Splits, named};
 use crate::device::{self, forget_peak};
 use crate::error::{Error, Kind, Result};
 use crate::image::Spacing;
@@ -42,11 +44,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 pub use table::{Table, read};
+use trials::Chosen;
+pub use trials::Trials;
+use twice::{LeftOut, STILL};
 
 /// Steps of a training where none are given.
 const STEPS: usize = 300;
-/// Twice the steps must move the validation mDice by less than this.
-const STILL: f64 = 0.01;
 /// A training that takes longer is said to.
 const LONG_SECONDS: f64 = 180.0;
 
@@ -136,17 +139,6 @@ const OPTIONS: [&str; 25] = [
     "dtype",
 ];
 
-/// How each row's learning rate is chosen.
-#[derive(Debug, Clone)]
-pub struct Trials {
-    /// Multiples of each method's own.
-    pub lrs: Vec<f64>,
-    /// Seeds that each is tried with; the mean counts.
-    pub seeds: u64,
-    /// The only size that they are tried at; each at its own by default.
-    pub tuned_at: Option<Size>,
-}
-
 /// What is compared.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -162,6 +154,8 @@ pub struct Request {
     lrs: Vec<f64>,
     /// The first of the seeds and those after it, that each of them is tried with.
     trial_seeds: Vec<u64>,
+    /// How many of the seeds train again with twice the steps.
+    doubled_seeds: usize,
     out: PathBuf,
 }
 
@@ -177,6 +171,7 @@ impl Request {
         seeds: u64,
         sizes: Vec<Size>,
         Trials { lrs, seeds: trial_seeds, tuned_at }: Trials,
+        doubled_seeds: u64,
     ) -> Result<Request> {
         let rows = methods.iter().map(|name| Row::parse(name, &OPTIONS)).collect::<Result<Vec<_>>>()?;
         rows.iter().try_for_each(|row| row.config(&config).map(|_| ()))?;
@@ -202,6 +197,9 @@ impl Request {
         if rows.is_empty() || sizes.is_empty() || lrs.is_empty() || seeds == 0 || trial_seeds == 0 {
             return Err(Error::usage("--methods, --sizes, --lrs, --seeds and --trial-seeds need at least one each"));
         }
+        if doubled_seeds == 0 || doubled_seeds > seeds {
+            return Err(Error::usage(format!("--doubled-seeds {doubled_seeds}: 1 to {seeds}, the first of --seeds")));
+        }
         if lrs.iter().any(|lr| !(*lr > 0.0 && lr.is_finite())) {
             return Err(Error::usage("--lrs are multiples above 0"));
         }
@@ -210,22 +208,18 @@ impl Request {
         let [seeds, trial_seeds] =
             [seeds, trial_seeds].map(|n| (0..n).map(|i| config.seed.wrapping_add(i)).collect::<Vec<_>>());
         let steps = config.steps.unwrap_or(STEPS);
-        Ok(Request { config, rows, tuned_at, sizes, seeds, steps, lrs, trial_seeds, out })
-    }
-
-    /// A trial in file names. Those of the first seed, which was once the only one, do not name it.
-    fn trial_name(&self, row: &Row, size: Size, lr_multiple: f64, seed: u64) -> String {
-        let seed = if seed == self.config.seed { String::new() } else { format!("-{seed}") };
-        format!("{}-{size}-{lr_multiple}{seed}", row.file_name())
-    }
-
-    fn trial_file(&self, row: &Row, size: Size, lr_multiple: f64, seed: u64) -> PathBuf {
-        self.out.join("trials").join(format!("{}.json", self.trial_name(row, size, lr_multiple, seed)))
-    }
-
-    /// Every learning rate with every seed that it is tried with.
-    fn trials(&self) -> impl Iterator<Item = (f64, u64)> {
-        self.lrs.iter().flat_map(|lr| self.trial_seeds.iter().map(|seed| (*lr, *seed)))
+        Ok(Request {
+            config,
+            rows,
+            tuned_at,
+            sizes,
+            seeds,
+            steps,
+            lrs,
+            trial_seeds,
+            doubled_seeds: doubled_seeds as usize,
+            out,
+        })
     }
 
     fn cell_file(&self, row: &Row, size: Size, seed: u64) -> PathBuf {
@@ -276,8 +270,17 @@ impl Request {
         // Whether the data are volumes is not known here.
         options.extend(setup.options.get_key_value("spacing").map(|(key, value)| (key.clone(), value.clone())));
         let (lrs, tuned_at, steps) = (self.lrs.clone(), self.tuned_at, self.steps);
-        let trial_seeds = self.trial_seeds.len();
-        Ok(Setup { lrs, trial_seeds, tuned_at, steps, options, split_seed: self.split_seed(), ..setup.clone() })
+        let (trial_seeds, doubled_seeds) = (self.trial_seeds.len(), self.doubled_seeds);
+        Ok(Setup {
+            lrs,
+            trial_seeds,
+            doubled_seeds,
+            tuned_at,
+            steps,
+            options,
+            split_seed: self.split_seed(),
+            ..setup.clone()
+        })
     }
 
     /// The configuration of one training.
@@ -298,34 +301,11 @@ impl Request {
 struct Sides {
     size: Size,
     splits: Splits,
+    /// Cases that show whether twice the steps help.
+    left_out: Vec<Case>,
     /// With and without the test cases.
     data_hash: String,
     learning_hash: String,
-}
-
-/// A learning rate that trials chose.
-#[derive(Clone, Copy)]
-struct Chosen {
-    lr: f64,
-    multiple: f64,
-    trials: usize,
-}
-
-/// The learning rate with the best validation mDice, as the mean over the seeds it was tried with, of which none may have
-/// run away; of equals, the one nearest to the method's own. `None` when there is none.
-fn chosen(trials: &[Trial]) -> Option<Chosen> {
-    let mean = |multiple: f64| {
-        let of = trials.iter().filter(|trial| trial.setup.lr_multiple == multiple);
-        let found = of.map(|trial| trial.validation_mdice).collect::<Option<Vec<f64>>>()?;
-        Some(found.iter().sum::<f64>() / found.len() as f64)
-    };
-    let far = |trial: &Trial| trial.setup.lr_multiple.ln().abs();
-    let scored = trials.iter().filter_map(|trial| Some((mean(trial.setup.lr_multiple)?, trial)));
-    let best = scored.max_by(|(x, a), (y, b)| {
-        let nearer = far(b).total_cmp(&far(a));
-        x.total_cmp(y).then(nearer)
-    });
-    best.map(|(_, best)| Chosen { lr: best.setup.lr, multiple: best.setup.lr_multiple, trials: trials.len() })
 }
 
 /// Trains what is not there yet.
@@ -373,9 +353,10 @@ impl Work<'_> {
         let split_seed = Some(self.request.split_seed());
         let config = Config { sizes: size.cases(), split_seed, ..self.request.config.clone() };
         let splits = select::prepare(&config, self.progress)?;
+        let left_out = self.left_out(size, &splits)?;
         let data_hash = data::data_hash(&splits)?;
         let learning_hash = data::data_hash(&Splits { test: Vec::new(), ..splits.clone() })?;
-        Ok(Sides { size, splits, data_hash, learning_hash })
+        Ok(Sides { size, splits, left_out, data_hash, learning_hash })
     }
 
     /// A setup whose learning rate is still open.
@@ -393,6 +374,7 @@ impl Work<'_> {
             lr_multiple: 0.0,
             lrs: Vec::new(),
             trial_seeds: 1,
+            doubled_seeds: 1,
             tuned_at: None,
             steps: self.request.steps,
             split_seed: self.request.split_seed(),
@@ -402,16 +384,11 @@ impl Work<'_> {
         })
     }
 
-    fn trial_setup(&self, row: &Row, sides: &Sides, lr_multiple: f64, seed: u64) -> Result<Setup> {
-        let setup = self.setup(row, sides, seed, sides.learning_hash.clone())?;
-        Ok(Setup { lr: lr_multiple * method::find(&row.method)?.lr(), lr_multiple, ..setup })
-    }
-
     fn cell_setup(&self, row: &Row, sides: &Sides, seed: u64, lr: f64, lr_multiple: f64) -> Result<Setup> {
         let setup = self.setup(row, sides, seed, sides.data_hash.clone())?;
-        let Request { lrs, tuned_at, trial_seeds, .. } = self.request;
-        let (lrs, trial_seeds) = (lrs.clone(), trial_seeds.len());
-        Ok(Setup { lr, lr_multiple, lrs, trial_seeds, tuned_at: *tuned_at, ..setup })
+        let Request { lrs, tuned_at, trial_seeds, doubled_seeds, .. } = self.request;
+        let (lrs, trial_seeds, doubled_seeds) = (lrs.clone(), trial_seeds.len(), *doubled_seeds);
+        Ok(Setup { lr, lr_multiple, lrs, trial_seeds, doubled_seeds, tuned_at: *tuned_at, ..setup })
     }
 
     /// Refuses files of other settings before anything is trained.
@@ -440,43 +417,15 @@ impl Work<'_> {
         if chosen.iter().any(|c| c.trials != chosen[0].trials) {
             return Err(Error::job("the methods did not get the same number of trials").at(&self.request.out));
         }
-        for (i, seed) in self.request.seeds.iter().enumerate() {
-            let asked = if i == 0 { Convergence::Asked } else { Convergence::Skipped };
+        for seed in &self.request.seeds {
             for (row, chosen) in rows.iter().zip(&chosen) {
-                self.cell(row, sides, *seed, *chosen, asked)?;
+                self.cell(row, sides, *seed, *chosen)?;
             }
         }
         Ok(())
     }
 
-    /// The learning rate that trials choose.
-    fn tune(&self, row: &Row, sides: &Sides) -> Result<Chosen> {
-        let trials = self.request.trials().map(|(multiple, seed)| self.trial(row, sides, multiple, seed));
-        chosen(&trials.collect::<Result<Vec<_>>>()?).ok_or_else(|| {
-            let seeds = if self.request.trial_seeds.len() > 1 { " with at least one seed" } else { "" };
-            Error::job(format!("{}, {} cases: the loss ran away at every learning rate{seeds}", row.name, sides.size))
-                .hint("give lower multiples with --lrs")
-        })
-    }
-
-    fn trial(&self, row: &Row, sides: &Sides, multiple: f64, seed: u64) -> Result<Trial> {
-        let path = self.request.trial_file(row, sides.size, multiple, seed);
-        let setup = self.trial_setup(row, sides, multiple, seed)?;
-        if let Some(trial) = cell::known(&path, &setup, self.replace)? {
-            return Ok(trial);
-        }
-        let of_many = if self.request.trial_seeds.len() > 1 { format!(", seed {seed}") } else { String::new() };
-        self.say(&format!("{}, {} cases, trial of {multiple} × its learning rate{of_many}", row.name, sides.size));
-        let folder = self.request.trial_name(row, sides.size, multiple, seed);
-        let folder = self.request.runs().join(format!("trial-{folder}"));
-        let validation_mdice = self.validated(row, &setup, sides, &folder)?;
-        let trial = Trial { setup, validation_mdice };
-        cell::write(&path, &trial)?;
-        self.remove(&folder)?;
-        Ok(trial)
-    }
-
-    fn cell(&self, row: &Row, sides: &Sides, seed: u64, chosen: Chosen, asked: Convergence) -> Result<()> {
+    fn cell(&self, row: &Row, sides: &Sides, seed: u64, chosen: Chosen) -> Result<()> {
         let path = self.request.cell_file(row, sides.size, seed);
         let setup = self.cell_setup(row, sides, seed, chosen.lr, chosen.multiple)?;
         if cell::known::<Cell>(&path, &setup, self.replace)?.is_some() {
@@ -486,15 +435,21 @@ impl Work<'_> {
         let folder = self.request.runs().join(format!("{}-{}-{seed}", row.file_name(), sides.size));
         let metrics = self.train(row, &setup, sides, Judge::Test, &folder)?;
         let doubled_folder = folder.with_file_name(format!("{}-{}-{seed}-doubled", row.file_name(), sides.size));
-        let (doubled, converged) = match asked {
-            Convergence::Skipped => (None, None),
-            Convergence::Asked => {
-                self.say(&format!("{}, {} cases, seed {seed}, twice the steps", row.name, sides.size));
-                let setup = Setup { steps: 2 * setup.steps, ..setup.clone() };
-                let doubled = self.validated(row, &setup, sides, &doubled_folder)?;
-                (doubled, Some(doubled.is_some_and(|doubled| (doubled - metrics.validation_mdice).abs() < STILL)))
+        let mut left_out = None;
+        let mut doubled = None;
+        let asked = self.request.is_doubled(seed);
+        if asked {
+            self.say(&format!("{}, {} cases, seed {seed}, twice the steps", row.name, sides.size));
+            let setup = Setup { steps: 2 * setup.steps, ..setup.clone() };
+            doubled = self.validated(row, &setup, sides, &doubled_folder)?;
+            if let Some(mdice) = self.judged_by_others(row, sides, &folder)? {
+                let mdice_doubled = match doubled {
+                    Some(_) => self.judged_by_others(row, sides, &doubled_folder)?,
+                    None => None,
+                };
+                left_out = Some(LeftOut { cases: sides.left_out.len(), mdice, mdice_doubled });
             }
-        };
+        }
         let cell = Cell {
             setup,
             trials: chosen.trials,
@@ -502,7 +457,8 @@ impl Work<'_> {
             miou: metrics.miou,
             validation_mdice: metrics.validation_mdice,
             validation_mdice_doubled: doubled,
-            converged,
+            left_out,
+            converged: asked.then_some(false),
             trained_parameters: metrics.trained_parameters,
             parameters: metrics.parameters,
             trained_encoder_parameters: Some(metrics.trained_encoder_parameters),
@@ -514,6 +470,8 @@ impl Work<'_> {
             device: metrics.device,
             cases: metrics.metric_per_case.iter().map(|case| (case.case.clone(), dice(case))).collect(),
         };
+        let converged = cell.moved().map(|moved| moved.abs() < STILL);
+        let cell = Cell { converged, ..cell };
         cell::write(&path, &cell)?;
         self.remove(&folder)?;
         self.remove(&doubled_folder)
@@ -601,13 +559,6 @@ impl Work<'_> {
     }
 }
 
-/// Whether a cell is trained again with twice the steps.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Convergence {
-    Asked,
-    Skipped,
-}
-
 /// What a comparison reads of a metrics.json.
 #[derive(Deserialize)]
 struct Metrics {
@@ -637,34 +588,4 @@ fn dice(case: &CaseMetrics) -> Option<f64> {
     let defined: Vec<f64> =
         case.metrics.iter().filter(|(class, _)| **class != 0).filter_map(|(_, metrics)| metrics.dice).collect();
     (!defined.is_empty()).then(|| defined.iter().sum::<f64>() / defined.len() as f64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn trial(multiple: f64, seed: u64, mdice: Option<f64>) -> Trial {
-        let setup = Setup { lr: 0.002 * multiple, lr_multiple: multiple, seed, ..Setup::default() };
-        Trial { setup, validation_mdice: mdice }
-    }
-
-    #[test]
-    fn the_mean_over_seeds_chooses_and_a_rate_that_ran_away_once_is_out() {
-        let one_seed = [trial(1.0, 0, Some(0.70)), trial(3.0, 0, Some(0.72)), trial(10.0, 0, Some(0.75))];
-        assert_eq!(chosen(&one_seed).unwrap().multiple, 10.0);
-        let mut two: Vec<Trial> = one_seed.to_vec();
-        two.extend([trial(1.0, 1, Some(0.71)), trial(3.0, 1, Some(0.70)), trial(10.0, 1, Some(0.60))]);
-        let found = chosen(&two).unwrap();
-        assert_eq!((found.multiple, found.lr, found.trials), (3.0, 0.006, 6));
-        two[4].validation_mdice = None;
-        assert_eq!(chosen(&two).unwrap().multiple, 1.0, "3 ran away with one seed");
-        two.iter_mut().for_each(|trial| trial.validation_mdice = None);
-        assert!(chosen(&two).is_none());
-    }
-
-    #[test]
-    fn of_equals_the_nearest_to_the_methods_own_is_chosen() {
-        let equal = [0.3, 3.0, 1.0, 10.0].map(|multiple| trial(multiple, 0, Some(0.5)));
-        assert_eq!(chosen(&equal).unwrap().multiple, 1.0);
-    }
 }

@@ -1,7 +1,7 @@
 //! The table that the cells make, and what may be said about it. Holes are shown, never filled.
 
 use super::cell::{self, Cell, Setup};
-use super::{Request, Size, plot};
+use super::{Request, Size, plot, twice};
 use crate::error::{Error, Result};
 use crate::score::paired::{self, Paired};
 use crate::score::report::Interval;
@@ -21,6 +21,10 @@ pub struct Table {
     trials: Option<usize>,
     /// Seeds of each learning rate that was tried; the trials are counted once a seed.
     trial_seeds: Option<usize>,
+    /// Seeds that trained again with twice the steps.
+    doubled_seeds: Option<usize>,
+    /// How many cases that a size left out judged that, at most; 0 where only validation did.
+    left_out: usize,
     /// The only size the trials were made at; `null` for each its own.
     tuned_at: Option<Size>,
     rows: Vec<Row>,
@@ -127,12 +131,15 @@ pub fn read(request: &Request) -> Result<Table> {
         }
     }
     let comparisons = comparisons(&groups, request);
+    let cells = groups.iter().flat_map(|group| &group.cells);
     let wanted = request.seeds.len();
     Ok(Table {
         kind: "comparison",
         steps: first.as_ref().map(|(_, setup)| setup.steps),
         trials: first.as_ref().map(|(_, setup)| setup.lrs.len() * setup.trial_seeds),
         trial_seeds: first.as_ref().map(|(_, setup)| setup.trial_seeds),
+        doubled_seeds: first.as_ref().map(|(_, setup)| setup.doubled_seeds),
+        left_out: cells.filter_map(|cell| Some(cell.left_out.as_ref()?.cases)).max().unwrap_or(0),
         tuned_at: first.as_ref().and_then(|(_, setup)| setup.tuned_at),
         rows: groups.iter().map(|group| group.row(wanted, request.config.seed)).collect(),
         comparisons,
@@ -197,9 +204,9 @@ impl Group {
         self.cells.iter().map(|cell| cell.setup.seed).collect()
     }
 
-    /// What the cell that was asked says; `None` when it is not there.
+    /// What the cells that were asked say; `None` when one is not there.
     fn converged(&self) -> Option<bool> {
-        self.cells.iter().find_map(|cell| cell.converged)
+        twice::converged(&self.cells)
     }
 
     /// Mean Dice over these seeds by case, and all cases' ids.
@@ -362,8 +369,7 @@ impl Table {
             "{steps} steps a training. mDice and mIoU: mean over seeds, ± standard deviation; the test set is read once \
              for each training. The interval is a bootstrap over cases of each case's mean over seeds. The learning \
              rate of every method{} was chosen by {trials} {}{} on validation cases. Twice the steps: whether \
-             doubling them moves the first seed's validation mDice by less than 0.01; numbers in brackets do not count. \
-             {}Seconds include validation; the peak is that of the seed with the lowest, since memory kept from earlier \
+             doubling them moves the {} by less than 0.01; numbers in brackets do not count. {}Seconds include validation; the peak is that of the seed with the lowest, since memory kept from earlier \
              trainings only adds.",
             match self.tuned_at {
                 Some(size) => format!(", with {size} cases for all sizes,"),
@@ -374,6 +380,7 @@ impl Table {
                 Some(seeds) if seeds > 1 => format!(" ({} rates, the mean of {seeds} seeds each)", trials / seeds),
                 _ => String::new(),
             },
+            self.what_moves(),
             match self.rows.iter().any(|row| row.extra_inference.is_some()) {
                 true => "At inference: what encoding a picture takes more than with the base; 0 where the fine-tune merges. ",
                 false => "",
@@ -387,6 +394,18 @@ impl Table {
             );
         }
         notes
+    }
+
+    /// What is looked at after twice the steps.
+    fn what_moves(&self) -> String {
+        let seeds = match self.doubled_seeds {
+            Some(seeds) if seeds > 1 => format!("mean over {seeds} seeds of the"),
+            _ => "first seed's".to_string(),
+        };
+        match self.left_out {
+            0 => format!("{seeds} validation mDice"),
+            n => format!("{seeds} mDice of up to {n} cases of the training set that a size leaves out"),
+        }
     }
 }
 
@@ -529,6 +548,8 @@ impl Table {
             steps: None,
             trials: None,
             trial_seeds: None,
+            doubled_seeds: None,
+            left_out: 0,
             tuned_at: None,
             rows,
             comparisons,
@@ -551,6 +572,7 @@ mod tests {
             lr_multiple: 1.0,
             lrs: vec![1.0],
             trial_seeds: 1,
+            doubled_seeds: 1,
             tuned_at: None,
             steps: 10,
             split_seed: 0,
@@ -564,7 +586,8 @@ mod tests {
             mdice: mean(&dice.iter().flatten().copied().collect::<Vec<_>>()),
             miou: Some(0.5),
             validation_mdice: 0.5,
-            validation_mdice_doubled: None,
+            validation_mdice_doubled: converged.map(|yes| if yes { 0.5 } else { 0.6 }),
+            left_out: None,
             converged,
             trained_parameters: 1_234_567,
             parameters: 10_000_000,

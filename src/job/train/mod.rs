@@ -31,7 +31,7 @@ use crate::tune::scaling::Scaling;
 use crate::tune::selection::Selection;
 use around::{Around, Clock};
 use networks::{Candidate, Training};
-pub(super) use reference::{Reference, Validated};
+pub(super) use reference::{Reference, Validated, judging};
 use serde_json::json;
 use std::sync::Arc;
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// How validation scores.
-pub(super) fn judging() -> score::Options {
+pub(in crate::job) fn judging() -> score::Options {
     score::Options { surfaces: Surfaces::Skipped, resamples: 1, ..score::Options::default() }
 }
 
@@ -43,7 +43,7 @@ impl Reference {
         cases.iter().map(|case| Reference::of(case, form, preprocessing)).collect()
     }
 
-    pub(super) fn of(case: &Case, form: Form, preprocessing: &Preprocessing) -> Result<Reference> {
+    pub(in crate::job) fn of(case: &Case, form: Form, preprocessing: &Preprocessing) -> Result<Reference> {
         Ok(Reference {
             id: case.id.clone(),
             mask: case.mask.display().to_string(),
