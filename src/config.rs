@@ -689,9 +689,22 @@ fn check_type(key: &str, value: Value, from: &str) -> Result<Value> {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => "see `segft train --help`".into(),
             };
-            Err(Error::usage(format!("{named} is `{shown}`: {error}")).hint(hint))
+            Err(Error::usage(format!("{named} is `{shown}`{}", expectation(&error.to_string()))).hint(hint))
         }
     }
+}
+
+/// What was expected, in words that are not a language's types.
+fn expectation(error: &str) -> String {
+    let Some((_, expected)) = error.rsplit_once("expected ") else { return format!(": {error}") };
+    let words = match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number that is not negative",
+        "f32" | "f64" => "a number",
+        "a boolean" => "true or false",
+        "a sequence" => "a list",
+        other => other,
+    };
+    format!(", expected {words}")
 }
 
 fn default_of(key: &str) -> Value {

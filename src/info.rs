@@ -36,7 +36,10 @@ pub fn describe(path: &Path) -> Result<Value> {
         Kind::Selection => selection(path),
         Kind::Patch => patch(path),
         Kind::Run => run(path),
-        Kind::Dataset => crate::data::facts(path),
+        Kind::Dataset => {
+            let found = crate::data::check(path)?;
+            found.problems.into_iter().next().map_or(Ok(found.facts), Err)
+        }
     }
 }
 
@@ -235,6 +238,8 @@ fn phrase(key: &str, value: &Value) -> String {
             let nested = items.iter().any(Value::is_array);
             let join = match key {
                 "shape" | "spacing_mm" => " x ",
+                // Sentences.
+                "leaks" | "duplicates" | "problems" => "; ",
                 _ if nested => "; ",
                 "affine" => " ",
                 _ => ", ",

@@ -7,7 +7,10 @@ use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Where there is no bar, a long part says so often how far it is.
+const LINE_EVERY: Duration = Duration::from_secs(30);
 
 /// How much is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,8 +29,17 @@ pub struct Progress {
     voice: Voice,
     log: Mutex<Option<File>>,
     bar: Mutex<Option<ProgressBar>>,
-    /// The part that runs, and since when.
-    part: Mutex<Option<(String, Instant)>>,
+    part: Mutex<Option<Part>>,
+}
+
+/// The part of a job that runs.
+#[derive(Debug)]
+struct Part {
+    label: String,
+    total: usize,
+    since: Instant,
+    /// When a line was last said where there is no bar.
+    said: Instant,
 }
 
 impl Progress {
@@ -68,10 +80,11 @@ impl Progress {
         self.write(&format!("warning: {}", text.as_ref()), true);
     }
 
-    /// Starts a bar of `total` steps; nothing is drawn when quiet or not on a terminal.
+    /// Starts a bar of `total` steps; nothing is drawn when quiet. Not on a terminal, a line is said now and then.
     pub fn start(&self, label: &str, total: usize) {
         if let Ok(mut part) = self.part.lock() {
-            *part = Some((label.to_string(), Instant::now()));
+            let now = Instant::now();
+            *part = Some(Part { label: label.to_string(), total, since: now, said: now });
         }
         if self.voice != Voice::Quiet && std::io::stderr().is_terminal() {
             let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
@@ -86,12 +99,40 @@ impl Progress {
 
     /// Moves the bar.
     pub fn at(&self, position: usize, message: impl AsRef<str>) {
+        let message = message.as_ref();
         if let Ok(slot) = self.bar.lock()
             && let Some(bar) = slot.as_ref()
         {
-            bar.set_message(message.as_ref().to_string());
+            bar.set_message(message.to_string());
             bar.set_position(position as u64);
+            return;
         }
+        self.now_and_then(|total| format!("{position} of {total} {message}"));
+    }
+
+    /// Says how far one step of the bar is that takes long itself.
+    pub fn within(&self, message: &str) {
+        if let Ok(slot) = self.bar.lock()
+            && let Some(bar) = slot.as_ref()
+        {
+            bar.set_message(message.to_string());
+            return;
+        }
+        self.now_and_then(|_| message.to_string());
+    }
+
+    /// Says a line without a bar, once in [`LINE_EVERY`].
+    fn now_and_then(&self, text: impl FnOnce(usize) -> String) {
+        if let Some(line) = self.due(text) {
+            self.line(line);
+        }
+    }
+
+    fn due(&self, text: impl FnOnce(usize) -> String) -> Option<String> {
+        let mut part = self.part.lock().ok()?;
+        let Part { label, total, said, .. } = part.as_mut().filter(|part| part.said.elapsed() >= LINE_EVERY)?;
+        *said = Instant::now();
+        Some(format!("{label:12} {}", text(*total)).trim_end().to_string())
     }
 
     /// Moves a bar whose end was not known when it started.
@@ -112,7 +153,7 @@ impl Progress {
             bar.finish_and_clear();
         }
         let ended = self.part.lock().ok().and_then(|mut part| part.take());
-        if let Some((label, since)) = ended {
+        if let Some(Part { label, since, .. }) = ended {
             self.detail(format!("{label:12} took {:.2} s", since.elapsed().as_secs_f64()));
         }
     }
@@ -136,4 +177,25 @@ impl Progress {
 /// A line on stderr; where nobody listens (`2>&1 | head`), the job goes on without.
 pub fn tell(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_bar_a_long_part_says_how_far_it_is() {
+        let progress = Progress::new(Voice::Quiet);
+        let due = |done: usize| progress.due(|total| format!("{done} of {total} "));
+        assert_eq!(due(3), None, "no part runs");
+        progress.start("testing", 34);
+        assert_eq!(due(3), None, "not so soon");
+        let longer_ago = Instant::now().checked_sub(LINE_EVERY);
+        // A machine that was just started has no time before.
+        let (Some(longer_ago), Ok(mut part)) = (longer_ago, progress.part.lock()) else { return };
+        part.as_mut().into_iter().for_each(|part| part.said = longer_ago);
+        drop(part);
+        assert_eq!(due(17).as_deref(), Some("testing      17 of 34"));
+        assert_eq!(due(18), None, "said just now");
+    }
 }

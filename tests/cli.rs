@@ -183,6 +183,9 @@ fn a_result_and_its_failure_are_one_object() {
     let value: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((value["cases"].as_array().unwrap().len(), output.status.code()), (2, Some(1)));
     assert_eq!(value["error"]["kind"], "job");
+    let failed = value["failed"].as_array().unwrap();
+    assert!(failed.len() == 1 && failed[0]["input"].as_str().unwrap().ends_with("broken.png"), "{failed:?}");
+    assert!(failed[0]["message"].as_str().unwrap().contains("broken.png"), "{failed:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("device       cpu"), "auto says what it took");
     // A leak; into a file, which the error must not replace.
     for side in ["train", "test"] {
@@ -216,7 +219,9 @@ fn the_environment_is_read_and_misspelt_variables_are_told() {
     discs(&at.join("discs"), "a", 2, 0);
     for (name, value, arguments, words) in [
         ("SEGFT_EPOCS", "3", &["doctor"][..], &["SEGFT_EPOCS", "`SEGFT_EPOCHS`"][..]),
-        ("SEGFT_EPOCHS", "x", &["train"], &["SEGFT_EPOCHS", "`epochs`"]),
+        ("SEGFT_EPOCHS", "x", &["train"], &["`epochs` in SEGFT_EPOCHS is `x`, expected a whole number"]),
+        ("SEGFT_LR", "x", &["train"], &["is `x`, expected a number"]),
+        ("SEGFT_RECOMPUTE", "7", &["train"], &["is `7`, expected one of `auto`, `on`, `off`"]),
         ("SEGFT_THRESHOLD", "7", &["predict", "discs/images", "--box", "1,1,5,5"], &["between 0 and 1"]),
         ("SEGFT_THREADS", "0", &["score"], &["--threads"]),
         ("SEGFT_DEVICE", "gpu", &["bench"], &["`gpu`"]),

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{discs, fails, ok};
-use segft::data::{Request, Splits, data_hash, facts, prepare};
+use segft::data::{Request, Splits, check, data_hash, prepare};
 use segft::error::Error;
 use segft::image::{Grid, Labels, Volume};
 use segft::io::nifti::{Template, write_labels, write_volume};
@@ -229,12 +229,69 @@ fn leaks_between_the_sides_of_a_table_are_found() {
     }
     let file = folder.path().join("list.csv");
     std::fs::write(&file, table).unwrap();
-    let facts = facts(&file).unwrap();
+    let facts = check(&file).unwrap().facts;
     let leaks: Vec<&str> = facts["leaks"].as_array().unwrap().iter().filter_map(|l| l.as_str()).collect();
     assert_eq!(leaks.len(), 2, "{leaks:?}");
     assert!(leaks.iter().any(|l| l.contains("a005") && l.contains("train and test")), "{leaks:?}");
     assert!(leaks.iter().any(|l| l.contains("group `one`") && l.contains("train and validation")), "{leaks:?}");
     assert_eq!(facts["sides"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn a_check_tells_everything_that_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    discs(&at.join("set"), "a", 8, 0);
+    let file = |name: &str| at.join("set").join(name);
+    std::fs::write(file("images/a001.png"), b"no picture").unwrap();
+    std::fs::remove_file(file("masks/a002.png")).unwrap();
+    std::fs::remove_file(file("images/a003.png")).unwrap();
+    let larger = Labels { grid: Grid::picture(50, 40), voxels: vec![1; 50 * 40] };
+    segft::io::picture::write_mask(&file("masks/a004.png"), &larger).unwrap();
+    // Its header is whole, its pixels are not.
+    let cut = std::fs::read(file("images/a005.png")).unwrap();
+    std::fs::write(file("images/a005.png"), &cut[..cut.len() / 2]).unwrap();
+    std::fs::copy(file("images/a006.png"), file("images/a007.png")).unwrap();
+    let (code, text) = fails(at, &["data", "check", "set"]);
+    assert!(code == 3 && text.contains("5 problems with single files"), "{text}");
+    let facts = check(&at.join("set")).unwrap().facts;
+    let problems: Vec<&str> = facts["problems"].as_array().unwrap().iter().filter_map(|p| p.as_str()).collect();
+    assert_eq!(problems.len(), 5, "{problems:?}");
+    for (name, words) in [
+        ("images/a001.png", ""),
+        ("images/a002.png", "no mask"),
+        ("masks/a003.png", "no picture"),
+        ("masks/a004.png", "50 × 40"),
+        ("images/a005.png", ""),
+    ] {
+        assert!(problems.iter().any(|p| p.contains(name) && p.contains(words)), "{name}: {problems:?}");
+    }
+    assert_eq!((facts["n_cases"].as_u64(), facts["duplicates"].as_array().unwrap().len()), (Some(6), 1));
+    // `info` and a training stop at the first.
+    assert_eq!(fails(at, &["info", "set"]).0, 3);
+    assert_eq!(refused(&request(&at.join("set"))).kind.exit_code(), 3);
+}
+
+#[test]
+fn a_check_tells_voxels_that_are_no_numbers_and_masks_without_foreground() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    for name in ["images", "labels"] {
+        std::fs::create_dir(at.join(name)).unwrap();
+    }
+    let grid = Grid { shape: [4, 5, 6], ..Grid::picture(4, 5) };
+    let mut voxels = vec![1.0f32; 120];
+    write_volume(&at.join("images/a.nii.gz"), &Volume { grid: grid.clone(), voxels: voxels.clone() }).unwrap();
+    (voxels[7], voxels[8], voxels[9]) = (f32::NAN, f32::INFINITY, 2.0);
+    write_volume(&at.join("images/b.nii.gz"), &Volume { grid: grid.clone(), voxels }).unwrap();
+    for name in ["a", "b"] {
+        let labels = Labels { grid: grid.clone(), voxels: vec![0; 120] };
+        write_labels(&at.join(format!("labels/{name}.nii.gz")), &labels, &Template::of_grid(&grid)).unwrap();
+    }
+    let found = check(at).unwrap();
+    assert_eq!(found.facts["nonfinite_voxels"], json!({"b": 2}));
+    assert_eq!(found.facts["empty_masks"], json!(["a", "b"]));
+    assert!(found.problems.len() == 1 && found.problems[0].message.contains("foreground"), "{:?}", found.problems);
 }
 
 #[test]
@@ -311,7 +368,7 @@ fn decathlon_and_raw_folders_are_read() {
 fn real_layouts_are_read() {
     let Some(shared) = common::shared() else { return };
     for (name, cases) in [("kvasir/val", 130), ("hippocampus/val", 34)] {
-        let facts = facts(&shared.join("data").join(name)).unwrap();
+        let facts = check(&shared.join("data").join(name)).unwrap().facts;
         assert_eq!((facts["n_cases"].as_u64(), facts["leaks"].as_array().unwrap().len()), (Some(cases), 0), "{name}");
     }
 }

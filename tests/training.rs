@@ -141,6 +141,15 @@ fn a_run_is_whole_and_counts_what_it_says() {
         assert!(bytes(at, &to) == bytes(at, "small.safetensors"), "{n}");
         idle.deltas.clear();
     }
+    // Values that are no numbers are not taken for a fine-tune.
+    let mut broken = Patch::load(&at.join("one/patch.safetensors")).unwrap();
+    if let Some(Delta::Sparse { new, .. } | Delta::Dense { new, .. }) = broken.deltas.values_mut().next() {
+        new[0] = f32::INFINITY;
+    }
+    broken.save(&at.join("broken.safetensors")).unwrap();
+    let to = ["patch", "apply", "small.safetensors", "broken.safetensors", "--to", "never.safetensors"];
+    let (code, error) = fails(at, &to);
+    assert!(code == 3 && error.contains("1 of ") && !at.join("never.safetensors").exists(), "{error}");
     let wrong = ["patch", "apply", "merged.safetensors", "one/patch.safetensors", "--to", "wrong.pth"];
     let (code, error) = fails(at, &wrong);
     assert!(code == 3 && error.contains("made for: `small.safetensors`") && !error.contains("--model"), "{error}");
@@ -1186,9 +1195,14 @@ fn a_loss_that_is_no_number_ends_with_1() {
     let mut tensors = checkpoint::read(&at.join("small.safetensors")).unwrap().tensors;
     tensors.get_mut("image_encoder.pos_embed").unwrap().data[7] = f32::NAN;
     checkpoint::write_safetensors(&at.join("nan.safetensors"), &tensors).unwrap();
-    let train = ["train", "--dataset", "discs", "--test", "held-out", "--out", "run"];
-    let how = ["--method", "decoder", "--model", "nan.safetensors"];
-    let (code, error) = fails(at, &[&train[..], &QUICK, &how].concat());
+    tensors.get_mut("image_encoder.pos_embed").unwrap().data[7] = 0.0;
+    // Numbers whose sums are none.
+    tensors.get_mut("image_encoder.patch_embed.proj.weight").unwrap().data.fill(f32::MAX);
+    checkpoint::write_safetensors(&at.join("large.safetensors"), &tensors).unwrap();
+    let train = ["train", "--dataset", "discs", "--test", "held-out", "--out", "run", "--method", "decoder"];
+    let (code, error) = fails(at, &[&train[..], &QUICK, &["--model", "nan.safetensors"]].concat());
+    assert!(code == 3 && error.contains("`image_encoder.pos_embed`: 1 of ") && !at.join("run").exists(), "{error}");
+    let (code, error) = fails(at, &[&train[..], &QUICK, &["--model", "large.safetensors"]].concat());
     assert_eq!(code, 1, "{error}");
     for words in ["the loss is NaN", "step 1 of epoch 1", "lower --lr"] {
         assert!(error.contains(words), "{words}: {error}");

@@ -181,9 +181,9 @@ fn run(cli: Cli, told: &Cell<bool>) -> Result<()> {
         Command::Predict(flags) => {
             crate::device::limit_threads(flags.threads)?;
             let request = flags.request(replace);
-            let (done, failed) = job::predict::run(&request, &progress)?;
-            let value = json!({ "cases": done, "failed": failed.as_ref().map(|e| e.message.clone()) });
-            partly(value, String::new(), failed)
+            let outcome = job::predict::run(&request, &progress)?;
+            let value = json!({ "cases": outcome.done, "failed": outcome.failed });
+            partly(value, String::new(), outcome.error())
         }
         Command::Score(flags) => {
             crate::device::limit_threads(flags.threads)?;
@@ -380,15 +380,23 @@ fn data_command(
             written(&out, answer)
         }
         DataCommand::Check { path } => {
-            let facts = data::facts(&path)?;
+            let data::Found { facts, problems } = data::check(&path)?;
             let leaks = facts["leaks"].as_array().map(Vec::len).unwrap_or(0);
-            let failed = (leaks > 0).then(|| {
-                Error::data(format!("{leaks} {} between the sides", if leaks == 1 { "leak" } else { "leaks" }))
-                    .at(path)
-                    .hint("take one of each pair out, or give both to one side")
-            });
+            let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+            let failed = match (problems.len(), leaks) {
+                (0, 0) => None,
+                (0, leaks) => Some(
+                    Error::data(format!("{} between the sides", count(leaks, "leak")))
+                        .hint("take one of each pair out, or give both to one side"),
+                ),
+                (n, 0) => Some(Error::data(format!("{} with single files", count(n, "problem")))),
+                (n, leaks) => {
+                    let (problems, leaks) = (count(n, "problem"), count(leaks, "leak"));
+                    Some(Error::data(format!("{problems} with single files and {leaks} between the sides")))
+                }
+            };
             let text = crate::info::text(&facts);
-            partly(facts, text, failed)
+            partly(facts, text, failed.map(|error| error.at(path)))
         }
         DataCommand::Split { path, out, seed, offline } => {
             crate::io::check_free(&out, replace)?;

@@ -17,22 +17,33 @@ const TABLE: &str = "cases.csv";
 /// # Errors
 /// A usage error when it is missing; a data error naming the file that has no partner, another size or another form.
 pub(super) fn open(name: &str, path: &Path) -> Result<Dataset> {
+    let (dataset, problems) = list(name, path)?;
+    problems.into_iter().next().map_or(Ok(dataset), Err)
+}
+
+/// Opens a folder or CSV with all that is wrong with single cases, not the first alone. Cases without a partner are
+/// not among its cases.
+///
+/// # Errors
+/// A usage error when it is missing; a data error when no layout is recognised, or when cases cannot be told apart.
+pub(super) fn list(name: &str, path: &Path) -> Result<(Dataset, Vec<Error>)> {
+    let mut problems = Vec::new();
     let dataset = if !path.exists() {
         return Err(Error::usage("no such data set, folder or CSV").at(path));
     } else if path.is_file() {
-        table(name, path)?
+        table(name, path, &mut problems)?
     } else if path.join("dataset.json").is_file() {
-        described(name, path)?
+        described(name, path, &mut problems)?
     } else if path.join(TABLE).is_file() {
-        table(name, &path.join(TABLE))?
+        table(name, &path.join(TABLE), &mut problems)?
     } else {
-        pairs(name, path)?
+        pairs(name, path, &mut problems)?
     };
-    check(dataset)
+    check(dataset, problems)
 }
 
 /// `images/` with `masks/` or `labels/`, matched by stem.
-fn pairs(name: &str, root: &Path) -> Result<Dataset> {
+fn pairs(name: &str, root: &Path, problems: &mut Vec<Error>) -> Result<Dataset> {
     let images = below(root, &["images", "image", "imgs"]);
     let masks = below(root, &["masks", "labels", "mask", "label"]);
     let (Some(images), Some(masks)) = (images, masks) else { return Err(unknown_layout(root)) };
@@ -50,16 +61,18 @@ fn pairs(name: &str, root: &Path) -> Result<Dataset> {
         let Some(mask) = mask else {
             let near = nearest(&id, alone.iter().map(String::as_str));
             let error = Error::data(format!("no mask for case `{id}` in `{}`", masks.display())).at(&image);
-            return Err(match near {
+            problems.push(match near {
                 Some(near) => error.hint(format!("the nearest name there is `{near}`")),
                 None => error.hint("a mask has the name of its picture; any of the endings"),
             });
+            continue;
         };
         cases.push(Case { id: bare, image, mask, group: None, side: None });
     }
-    if let Some((id, mask)) = references.into_iter().next() {
-        return Err(Error::data(format!("no picture for mask `{id}` in `{}`", images.display())).at(mask));
-    }
+    let alone = references.into_iter();
+    problems.extend(
+        alone.map(|(id, mask)| Error::data(format!("no picture for mask `{id}` in `{}`", images.display())).at(mask)),
+    );
     let layout = format!("{}/ + {}/", file_name(&images), file_name(&masks));
     Ok(Dataset { name: name.into(), root: root.into(), layout, form: Form::Pictures, cases, classes: BTreeMap::new() })
 }
@@ -68,7 +81,7 @@ fn pairs(name: &str, root: &Path) -> Result<Dataset> {
 const GROUP: [&str; 4] = ["group", "patient", "patient_id", "sequence"];
 
 /// A CSV `image,mask[,group][,split]`; paths are relative to the CSV.
-fn table(name: &str, path: &Path) -> Result<Dataset> {
+fn table(name: &str, path: &Path, problems: &mut Vec<Error>) -> Result<Dataset> {
     let mut reader = csv::ReaderBuilder::new()
         .trim(csv::Trim::All)
         .from_path(path)
@@ -105,7 +118,13 @@ fn table(name: &str, path: &Path) -> Result<Dataset> {
             }
             Ok(file)
         };
-        let (image, mask) = (file(image, "image")?, file(mask, "mask")?);
+        let (image, mask) = match (file(image, "image"), file(mask, "mask")) {
+            (Ok(image), Ok(mask)) => (image, mask),
+            missing => {
+                problems.extend([missing.0.err(), missing.1.err()].into_iter().flatten());
+                continue;
+            }
+        };
         let side = match split.map(field).filter(|s| !s.is_empty()) {
             None => None,
             Some(word) => Some(side(word).ok_or_else(|| {
@@ -122,7 +141,7 @@ fn table(name: &str, path: &Path) -> Result<Dataset> {
 }
 
 /// Medical Segmentation Decathlon or nnU-Net raw, told apart by their `dataset.json`.
-fn described(name: &str, root: &Path) -> Result<Dataset> {
+fn described(name: &str, root: &Path, problems: &mut Vec<Error>) -> Result<Dataset> {
     let path = root.join("dataset.json");
     let text = std::fs::read_to_string(&path).map_err(|e| Error::reading(&path, &e))?;
     let json: Value = serde_json::from_str(&text).map_err(|e| Error::data(format!("not JSON: {e}")).at(&path))?;
@@ -154,15 +173,23 @@ fn described(name: &str, root: &Path) -> Result<Dataset> {
                     _ => Err(Error::data(format!("`training` names `{name}`, which is not there")).at(&path)),
                 }
             };
-            let (image, mask) = (file("image")?, file("label")?);
+            let (image, mask) = match (file("image"), file("label")) {
+                (Ok(image), Ok(mask)) => (image, mask),
+                missing => {
+                    problems.extend([missing.0.err(), missing.1.err()].into_iter().flatten());
+                    continue;
+                }
+            };
             let id = stem(&image);
             cases.push(Case { id, image, mask, group: None, side: None });
         }
     } else {
         let images = by_stem(&root.join("imagesTr"))?;
         for (id, mask) in by_stem(&root.join("labelsTr"))? {
-            let image = images.get(&format!("{id}_0000")).cloned();
-            let image = image.ok_or_else(|| Error::data(format!("no `{id}_0000` in imagesTr")).at(&mask))?;
+            let Some(image) = images.get(&format!("{id}_0000")).cloned() else {
+                problems.push(Error::data(format!("no `{id}_0000` in imagesTr")).at(&mask));
+                continue;
+            };
             cases.push(Case { id, image, mask, group: None, side: None });
         }
     }
@@ -171,10 +198,11 @@ fn described(name: &str, root: &Path) -> Result<Dataset> {
 }
 
 /// Checks what every layout must keep: one form, unique ids, one size per pair. Sorts by id.
-fn check(mut dataset: Dataset) -> Result<Dataset> {
+fn check(mut dataset: Dataset, mut problems: Vec<Error>) -> Result<(Dataset, Vec<Error>)> {
     dataset.cases.sort();
     if dataset.cases.is_empty() {
-        return Err(Error::data("no case in this data set").at(&dataset.root));
+        let first = problems.into_iter().next();
+        return Err(first.unwrap_or_else(|| Error::data("no case in this data set").at(&dataset.root)));
     }
     if let Some(pair) = dataset.cases.windows(2).find(|p| p[0].id == p[1].id) {
         let (a, b) = (pair[0].image.display(), pair[1].image.display());
@@ -191,8 +219,8 @@ fn check(mut dataset: Dataset) -> Result<Dataset> {
     dataset.form = if volumes > 0 { Form::Volumes } else { Form::Pictures };
     let form = dataset.form;
     let results: Vec<Result<()>> = dataset.cases.par_iter().map(|case| same_size(case, form)).collect();
-    results.into_iter().collect::<Result<()>>()?;
-    Ok(dataset)
+    problems.extend(results.into_iter().filter_map(Result::err));
+    Ok((dataset, problems))
 }
 
 fn same_size(case: &Case, form: Form) -> Result<()> {

@@ -3,6 +3,7 @@
 use super::split::Contents;
 use super::{Case, Form};
 use crate::error::{Error, Result};
+use crate::image::{Picture, Volume};
 use crate::io::{nifti, picture};
 use crate::model::checkpoint::hex;
 use rayon::prelude::*;
@@ -15,23 +16,30 @@ use std::collections::BTreeMap;
 /// A data error naming a picture that cannot be read.
 pub(super) fn contents(cases: &[&Case], form: Form) -> Result<Contents> {
     let one = |case: &&Case| {
-        let mut hash = Sha256::new();
-        match form {
-            Form::Pictures => {
-                let picture = picture::read_picture(&case.image)?;
-                hash.update(picture.width.to_le_bytes());
-                hash.update(&picture.rgb);
-            }
-            Form::Volumes => {
-                let (volume, _) = nifti::read_volume(&case.image, 0)?;
-                volume.grid.shape.iter().for_each(|n| hash.update(n.to_le_bytes()));
-                hash.update(bytemuck::cast_slice::<f32, u8>(&volume.voxels));
-            }
-        }
-        Ok((case.image.clone(), hex(&hash.finalize())))
+        let content = match form {
+            Form::Pictures => picture_content(&picture::read_picture(&case.image)?),
+            Form::Volumes => volume_content(&nifti::read_volume(&case.image, 0)?.0),
+        };
+        Ok((case.image.clone(), content))
     };
     let all: Vec<Result<_>> = cases.par_iter().map(one).collect();
     all.into_iter().collect()
+}
+
+/// SHA-256 of a picture's pixels.
+pub(super) fn picture_content(picture: &Picture) -> String {
+    let mut hash = Sha256::new();
+    hash.update(picture.width.to_le_bytes());
+    hash.update(&picture.rgb);
+    hex(&hash.finalize())
+}
+
+/// SHA-256 of a volume's voxels.
+pub(super) fn volume_content(volume: &Volume) -> String {
+    let mut hash = Sha256::new();
+    volume.grid.shape.iter().for_each(|n| hash.update(n.to_le_bytes()));
+    hash.update(bytemuck::cast_slice::<f32, u8>(&volume.voxels));
+    hex(&hash.finalize())
 }
 
 /// What stands on two sides, or twice on one.

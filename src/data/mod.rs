@@ -1,5 +1,6 @@
 //! Where cases come from: layouts, named sets, splits, leak checks.
 
+mod check;
 pub mod fetch;
 mod layout;
 mod leak;
@@ -8,9 +9,10 @@ mod split;
 
 use crate::error::{Error, Result};
 use crate::model::checkpoint::{file_sha256, hex};
+pub use check::{Found, check};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Pictures (one mask a picture) or volumes (cut into slices for the network, scored whole).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -171,73 +173,4 @@ pub fn data_hash(splits: &Splits) -> Result<String> {
         }
     }
     Ok(hex(&hash.finalize()))
-}
-
-/// The sides that are compared: folders, or those that a table gives. Cases without a side train, as in a training.
-fn sides_of(sets: &[Dataset]) -> Vec<(String, Vec<Case>)> {
-    let mut sides: Vec<(String, Vec<Case>)> = Vec::new();
-    for set in sets {
-        let given = set.cases.iter().any(|c| c.side.is_some());
-        for case in &set.cases {
-            let name = match case.side {
-                _ if !given => &set.name,
-                None | Some(Side::Train) => "train",
-                Some(Side::Validation) => "validation",
-                Some(Side::Test) => "test",
-            };
-            match sides.iter_mut().find(|(known, _)| known == name) {
-                Some((_, cases)) => cases.push(case.clone()),
-                None => sides.push((name.to_string(), vec![case.clone()])),
-            }
-        }
-    }
-    sides
-}
-
-/// What `segft data check` and `segft info DIR` tell of a set; sub-folders train/, val/ and test/, or the sides that a
-/// table gives, are compared.
-///
-/// # Errors
-/// A data error for the first case that cannot be used.
-pub fn facts(path: &Path) -> Result<serde_json::Value> {
-    let sides: Vec<PathBuf> =
-        ["train", "val", "validation", "test"].iter().map(|s| path.join(s)).filter(|p| p.is_dir()).collect();
-    let roots = if sides.is_empty() || path.join("images").is_dir() { vec![path.to_path_buf()] } else { sides };
-    let sets = roots.iter().map(|root| layout::open(&named::name_of(root), root)).collect::<Result<Vec<_>>>()?;
-    let cases: Vec<&Case> = sets.iter().flat_map(|set| &set.cases).collect();
-    let form = sets[0].form;
-    let contents = leak::contents(&cases, form)?;
-    let sides = sides_of(&sets);
-    let named: Vec<(&str, &[Case])> = sides.iter().map(|(name, cases)| (name.as_str(), &cases[..])).collect();
-    let found = leak::find(&named, &contents);
-    let mut labels = std::collections::BTreeSet::new();
-    let mut empty = Vec::new();
-    for case in &cases {
-        let mask = match form {
-            Form::Pictures => crate::io::picture::read_mask(&case.mask)?,
-            Form::Volumes => crate::io::nifti::read_labels(&case.mask)?,
-        };
-        let mut seen = vec![false; 1 << 16];
-        mask.voxels.iter().for_each(|v| seen[usize::from(*v)] = true);
-        if seen.iter().skip(1).all(|s| !s) {
-            empty.push(case.id.clone());
-        }
-        labels.extend(seen.iter().enumerate().filter(|(_, s)| **s).map(|(v, _)| v));
-    }
-    let groups: std::collections::BTreeSet<Unit<'_>> = cases.iter().map(|c| c.unit()).collect();
-    Ok(serde_json::json!({
-        "kind": "dataset",
-        "path": path.display().to_string(),
-        "layout": sets[0].layout,
-        "form": form,
-        "n_cases": cases.len(),
-        "n_groups": groups.len(),
-        "sides": named.iter().map(|(name, cases)| serde_json::json!({"name": name, "n_cases": cases.len()})).collect::<Vec<_>>(),
-        "labels": labels,
-        "classes": sets[0].classes,
-        "n_empty_masks": empty.len(),
-        "empty_masks": empty,
-        "leaks": found.leaks,
-        "duplicates": found.duplicates,
-    }))
 }

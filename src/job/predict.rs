@@ -128,11 +128,43 @@ pub struct Done {
     pub voxels: usize,
 }
 
+/// An input that could not be predicted.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Failed {
+    /// The input.
+    pub input: String,
+    /// Why.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+/// What came of the inputs.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Those that are predicted.
+    pub done: Vec<Done>,
+    /// Those that are not, when there are others.
+    pub failed: Vec<Failed>,
+}
+
+impl Outcome {
+    /// That some failed (exit 1), naming them.
+    pub fn error(&self) -> Option<Error> {
+        let names: Vec<&str> = self.failed.iter().map(|failed| failed.input.as_str()).collect();
+        let (n, of) = (names.len(), names.len() + self.done.len());
+        (n > 0).then(|| {
+            Error::job(format!("{n} of {of} inputs failed: {}", names.join(", ")))
+                .hint("the others are done; see the warnings above")
+        })
+    }
+}
+
 /// Predicts every input; a broken one is reported, and the others are kept.
 ///
 /// # Errors
-/// A usage error before anything is predicted; after that a job error (exit 1) naming how many inputs failed.
-pub fn run(request: &Request, progress: &Progress) -> Result<(Vec<Done>, Option<Error>)> {
+/// A usage error before anything is predicted; after that only what concerns the one input there is.
+pub fn run(request: &Request, progress: &Progress) -> Result<Outcome> {
     if let Some(wrong) = request.threshold.filter(|t| !(0.0..=1.0).contains(t)) {
         return Err(Error::usage(format!("--threshold is {wrong}: it must lie between 0 and 1")));
     }
@@ -168,17 +200,14 @@ pub fn run(request: &Request, progress: &Progress) -> Result<(Vec<Done>, Option<
             Err(error) => {
                 let hint = error.hint.as_ref().map(|h| format!("\n  hint: {h}")).unwrap_or_default();
                 progress.warn(format!("{error}{hint}"));
-                failed.push(input.display().to_string());
+                let input = input.display().to_string();
+                failed.push(Failed { input, message: error.to_string(), hint: error.hint });
             }
         }
         progress.at(n + 1, "");
     }
     progress.end();
-    let error = (!failed.is_empty()).then(|| {
-        Error::job(format!("{} of {} inputs failed: {}", failed.len(), jobs.len(), failed.join(", ")))
-            .hint("the others are done; see the warnings above")
-    });
-    Ok((done, error))
+    Ok(Outcome { done, failed })
 }
 
 /// Says once which channel of a volume with several is looked at. A header that cannot be read is told of later.
@@ -478,7 +507,7 @@ fn one(
     tell_squares(&name, &case, preprocessing, progress);
     let probabilities = case.probabilities(predictor, prompt_of, |done, of| {
         if of > 1 {
-            progress.at(done, format!("{name} of {of}"))
+            progress.within(&format!("{name}, slice {done} of {of}"))
         }
     })?;
     let mut labels = case.labels(&probabilities, threshold);

@@ -49,7 +49,8 @@ enum Source {
 /// Reads a checkpoint file.
 ///
 /// # Errors
-/// A weights error when the file is damaged, is not a SAM, or has other tensors than its configuration needs.
+/// A weights error when the file is damaged, is not a SAM, has other tensors than its configuration needs, or values
+/// that are no finite numbers.
 pub fn read(path: &Path) -> Result<Checkpoint> {
     let source = open(path)?;
     let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
@@ -80,6 +81,15 @@ fn checked(mut source: Source, path: &Path) -> Result<Checkpoint> {
                 None => continue,
             },
         };
+        let broken = data.iter().filter(|value| !value.is_finite()).count();
+        if broken > 0 {
+            return Err(Error::weights(format!(
+                "tensor `{name}`: {broken} of {} values are no finite numbers",
+                data.len()
+            ))
+            .at(path)
+            .hint("the checkpoint is damaged, or its training ran away: take another"));
+        }
         tensors.insert(name, HostTensor { shape, data });
     }
     let (name, origin, sha256, added) = (String::new(), String::new(), String::new(), BTreeMap::new());

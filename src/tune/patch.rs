@@ -373,7 +373,14 @@ impl Delta {
             Delta::Dense { old, new } => old.len() == new.len(),
             Delta::Added { shape, new } => shape.iter().product::<usize>() == new.len(),
         };
-        if ok { Ok(()) } else { Err(Error::weights(format!("parts of `{name}` do not fit each other"))) }
+        if !ok {
+            return Err(Error::weights(format!("parts of `{name}` do not fit each other")));
+        }
+        let (Delta::Sparse { new, .. } | Delta::Dense { new, .. } | Delta::Added { new, .. }) = self;
+        match new.iter().filter(|value| !value.is_finite()).count() {
+            0 => Ok(()),
+            n => Err(Error::weights(format!("`{name}`: {n} of {} new values are no finite numbers", new.len()))),
+        }
     }
 
     /// The weight has room for the delta and holds, bit for bit, the values it starts from.
