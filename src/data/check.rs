@@ -96,12 +96,12 @@ fn look(case: &Case, form: Form) -> Result<Seen> {
     let (content, n_nonfinite, mask) = match form {
         Form::Pictures => {
             let picture = picture::read_picture(&case.image)?;
-            (leak::picture_content(&picture), 0, picture::read_mask(&case.mask)?)
+            (leak::picture_content(picture.width, &picture.rgb), 0, picture::read_mask(&case.mask)?)
         }
         Form::Volumes => {
             let (volume, _) = nifti::read_volume(&case.image, 0)?;
             let n_nonfinite = volume.voxels.iter().filter(|v| !v.is_finite()).count();
-            (leak::volume_content(&volume), n_nonfinite, nifti::read_labels(&case.mask)?)
+            (leak::volume_content(volume.grid.shape, &volume.voxels), n_nonfinite, nifti::read_labels(&case.mask)?)
         }
     };
     let mut seen = vec![false; 1 << 16];

@@ -3,7 +3,6 @@
 use super::split::Contents;
 use super::{Case, Form};
 use crate::error::{Error, Result};
-use crate::image::{Picture, Volume};
 use crate::io::{nifti, picture};
 use crate::model::checkpoint::hex;
 use rayon::prelude::*;
@@ -17,8 +16,14 @@ use std::collections::BTreeMap;
 pub(super) fn contents(cases: &[&Case], form: Form) -> Result<Contents> {
     let one = |case: &&Case| {
         let content = match form {
-            Form::Pictures => picture_content(&picture::read_picture(&case.image)?),
-            Form::Volumes => volume_content(&nifti::read_volume(&case.image, 0)?.0),
+            Form::Pictures => {
+                let picture = picture::read_picture(&case.image)?;
+                picture_content(picture.width, &picture.rgb)
+            }
+            Form::Volumes => {
+                let (volume, _) = nifti::read_volume(&case.image, 0)?;
+                volume_content(volume.grid.shape, &volume.voxels)
+            }
         };
         Ok((case.image.clone(), content))
     };
@@ -27,18 +32,18 @@ pub(super) fn contents(cases: &[&Case], form: Form) -> Result<Contents> {
 }
 
 /// SHA-256 of a picture's pixels.
-pub(super) fn picture_content(picture: &Picture) -> String {
+pub(super) fn picture_content(width: usize, rgb: &[u8]) -> String {
     let mut hash = Sha256::new();
-    hash.update(picture.width.to_le_bytes());
-    hash.update(&picture.rgb);
+    hash.update(width.to_le_bytes());
+    hash.update(rgb);
     hex(&hash.finalize())
 }
 
 /// SHA-256 of a volume's voxels.
-pub(super) fn volume_content(volume: &Volume) -> String {
+pub(super) fn volume_content(shape: [usize; 3], voxels: &[f32]) -> String {
     let mut hash = Sha256::new();
-    volume.grid.shape.iter().for_each(|n| hash.update(n.to_le_bytes()));
-    hash.update(bytemuck::cast_slice::<f32, u8>(&volume.voxels));
+    shape.iter().for_each(|n| hash.update(n.to_le_bytes()));
+    hash.update(bytemuck::cast_slice::<f32, u8>(voxels));
     hex(&hash.finalize())
 }
 
