@@ -1182,6 +1182,51 @@ fn a_bar_tells_loss_mdice_and_time_left() {
 }
 
 #[test]
+fn a_run_is_replayed_to_the_same_bytes() {
+    let folder = workplace();
+    let at = folder.path();
+    train(at, "one", &[]);
+    // A given selection is repeated from the run, wherever it came from.
+    std::fs::copy(at.join("one/selection.safetensors"), at.join("given.safetensors")).unwrap();
+    train(at, "given", &["--selection", "given.safetensors"]);
+    std::fs::remove_file(at.join("given.safetensors")).unwrap();
+    for run in ["one", "given"] {
+        let answer: Value = serde_json::from_str(&ok(at, &["replay", run, "--threads", "1", "--json"])).unwrap();
+        assert_eq!((&answer["same"], &answer["mDice"]), (&Value::from(true), &answer["mDice_replayed"]), "{answer}");
+        assert_eq!(answer["files"].as_object().unwrap().len(), 4, "{answer}");
+        assert!(!at.join(run).join("replay").exists(), "nothing new is kept");
+    }
+    assert_eq!(
+        std::fs::read_to_string(at.join("runs/latest")).unwrap().trim(),
+        "given",
+        "a replay is not the newest run"
+    );
+
+    // One value of the patch is another: said, and the replay is kept.
+    let mut patch = Patch::load(&at.join("one/patch.safetensors")).unwrap();
+    if let Some(Delta::Sparse { new, .. } | Delta::Dense { new, .. }) = patch.deltas.values_mut().next() {
+        new[0] += 1.0;
+    }
+    patch.save(&at.join("one/patch.safetensors")).unwrap();
+    let (code, error) = fails(at, &["replay", "one"]);
+    assert!(code == 1 && error.contains("not the same: patch.safetensors"), "{error}");
+    assert!(at.join("one/replay/patch.safetensors").is_file());
+
+    // What cannot be repeated is refused.
+    let config = std::fs::read_to_string(at.join("given/config.toml")).unwrap();
+    std::fs::write(at.join("given/config.toml"), format!("minutes = 1.0\n{config}")).unwrap();
+    let (code, error) = fails(at, &["replay", "given"]);
+    assert!(code == 2 && error.contains("--minutes"), "{error}");
+    std::fs::remove_file(at.join("discs/images/a000.png")).unwrap();
+    std::fs::remove_file(at.join("discs/masks/a000.png")).unwrap();
+    let (code, error) = fails(at, &["replay", "one"]);
+    assert!(code == 3 && error.contains("the cases are not those"), "{error}");
+    std::fs::remove_file(at.join("one/metrics.json")).unwrap();
+    let (code, error) = fails(at, &["replay", "one"]);
+    assert!(code == 2 && error.contains("--resume"), "{error}");
+}
+
+#[test]
 fn without_decoder_and_biases_only_the_selection_trains() {
     let folder = workplace();
     let metrics = train(folder.path(), "bare", &["--no-decoder", "--no-biases"]);

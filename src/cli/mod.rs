@@ -214,6 +214,13 @@ fn run(cli: Cli, told: &Cell<bool>) -> Result<()> {
             }
             written(&to, &answer)
         }
+        Command::Replay { run, threads } => {
+            crate::device::limit_threads(threads)?;
+            let run = run.map(|folder| Run::open(&folder)).unwrap_or_else(Run::newest)?;
+            let replay = job::replay::run(run, &progress)?;
+            replay.tidy()?;
+            partly(replay.json(), replay.text(), replay.error())
+        }
         Command::Patch(command) => match command {
             PatchCommand::Apply { base, patch, to } => {
                 job::export::turn(&base, &patch, Direction::Apply, &to, replace)?;

@@ -10,6 +10,7 @@ pub mod plan;
 pub mod predict;
 pub mod pretrain;
 pub mod prompt;
+pub mod replay;
 pub mod score;
 pub mod select;
 pub mod train;

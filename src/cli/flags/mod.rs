@@ -105,6 +105,14 @@ pub(in crate::cli) enum Command {
         #[arg(long)]
         model: Option<String>,
     },
+    /// Train a run once more and compare: the same selection, patch, history and scores?
+    Replay {
+        /// Run folder; the newest completed run by default
+        run: Option<PathBuf>,
+        /// Threads [default: all processors]; another number changes no byte
+        #[arg(long, value_name = "THREADS", env = "SEGFT_THREADS", hide_env_values = true, value_parser = whole)]
+        threads: Option<usize>,
+    },
     /// Patches over a base checkpoint, exact to the bit both ways
     #[command(subcommand)]
     Patch(PatchCommand),

@@ -677,7 +677,7 @@ pub(super) fn embeddings_limit(device: &device::Chosen) -> u64 {
 }
 
 /// A resumed run must see the cases and the base it was started with.
-fn check_record(run: &Run, splits: &Splits, base_sha256: &str) -> Result<()> {
+pub(super) fn check_record(run: &Run, splits: &Splits, base_sha256: &str) -> Result<()> {
     let Ok(text) = std::fs::read_to_string(run.record()) else { return Ok(()) };
     let record: serde_json::Value =
         serde_json::from_str(&text).map_err(|e| Error::data(format!("run record: {e}")).at(run.record()))?;
