@@ -698,7 +698,10 @@ fn check_type(key: &str, value: Value, from: &str) -> Result<Value> {
 fn expectation(error: &str) -> String {
     let Some((_, expected)) = error.rsplit_once("expected ") else { return format!(": {error}") };
     let words = match expected {
-        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number that is not negative",
+        "u8" => "a whole number from 0 to 255",
+        "u16" => "a whole number from 0 to 65535",
+        "u32" | "u64" | "usize" => "a whole number that is not negative",
+        "path string" => "a path",
         "f32" | "f64" => "a number",
         "a boolean" => "true or false",
         "a sequence" => "a list",

@@ -239,7 +239,7 @@ fn phrase(key: &str, value: &Value) -> String {
             let join = match key {
                 "shape" | "spacing_mm" => " x ",
                 // Sentences.
-                "leaks" | "duplicates" | "problems" => "; ",
+                "leaks" | "duplicates" => "; ",
                 _ if nested => "; ",
                 "affine" => " ",
                 _ => ", ",

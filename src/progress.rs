@@ -80,7 +80,7 @@ impl Progress {
         self.write(&format!("warning: {}", text.as_ref()), true);
     }
 
-    /// Starts a bar of `total` steps; nothing is drawn when quiet. Not on a terminal, a line is said now and then.
+    /// Starts a bar of `total` steps, or of nobody knows how many with 0; nothing is drawn when quiet. Not on a terminal, a line is said now and then.
     pub fn start(&self, label: &str, total: usize) {
         if let Ok(mut part) = self.part.lock() {
             let now = Instant::now();
@@ -88,7 +88,10 @@ impl Progress {
         }
         if self.voice != Voice::Quiet && std::io::stderr().is_terminal() {
             let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{prefix:10} {wide_bar:.cyan} {pos}/{len} {msg} {eta}");
+            let style = match total {
+                0 => ProgressStyle::with_template("{prefix:10} {pos} {msg} {elapsed}"),
+                _ => ProgressStyle::with_template("{prefix:10} {wide_bar:.cyan} {pos}/{len} {msg} {eta}"),
+            };
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.set_prefix(label.to_string());
             if let Ok(mut slot) = self.bar.lock() {
@@ -107,7 +110,7 @@ impl Progress {
             bar.set_position(position as u64);
             return;
         }
-        self.now_and_then(|total| format!("{position} of {total} {message}"));
+        self.now_and_then(|total| counted(position, total, message));
     }
 
     /// Says how far one step of the bar is that takes long itself.
@@ -174,6 +177,14 @@ impl Progress {
     }
 }
 
+/// How far a part is.
+fn counted(position: usize, total: usize, message: &str) -> String {
+    match total {
+        0 => format!("{position} {message}"),
+        _ => format!("{position} of {total} {message}"),
+    }
+}
+
 /// A line on stderr; where nobody listens (`2>&1 | head`), the job goes on without.
 pub fn tell(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
@@ -186,7 +197,7 @@ mod tests {
     #[test]
     fn without_a_bar_a_long_part_says_how_far_it_is() {
         let progress = Progress::new(Voice::Quiet);
-        let due = |done: usize| progress.due(|total| format!("{done} of {total} "));
+        let due = |done: usize| progress.due(|total| counted(done, total, ""));
         assert_eq!(due(3), None, "no part runs");
         progress.start("testing", 34);
         assert_eq!(due(3), None, "not so soon");
@@ -197,5 +208,6 @@ mod tests {
         drop(part);
         assert_eq!(due(17).as_deref(), Some("testing      17 of 34"));
         assert_eq!(due(18), None, "said just now");
+        assert_eq!(counted(37, 0, "loss 0.5"), "37 loss 0.5", "of nobody knows how many");
     }
 }

@@ -337,7 +337,7 @@ fn cases_that_a_size_leaves_out_say_whether_twice_the_steps_help() {
     let at = folder.path();
     let more = ["--methods", "decoder", "--sizes", "7,all", "--lrs", "1", "--doubled-seeds", "2"];
     let text = ok(at, &arguments("held-out", "out", &more));
-    assert!(text.contains("moves the mean over 2 seeds of the mDice of up to 4 cases of the training set"), "{text}");
+    assert!(text.contains("moves the mean over 2 seeds of the mDice of 4 cases of the training set that the size leaves out, of validation where"), "{text}");
     for seed in [5, 6] {
         let [seven, all] = ["7", "all"].map(|size| json(&at.join(format!("out/cells/decoder-{size}-{seed}.json"))));
         assert!(all.get("left_out").is_none() && all["converged"].is_boolean(), "{all}");

@@ -254,15 +254,20 @@ fn a_check_tells_everything_that_is_wrong() {
     std::fs::copy(file("images/a006.png"), file("images/a007.png")).unwrap();
     let (code, text) = fails(at, &["data", "check", "set"]);
     assert!(code == 3 && text.contains("5 problems with single files"), "{text}");
+    // Neither file of the sixth can be read: both are told.
+    std::fs::write(file("masks/a005.png"), b"no mask").unwrap();
     let facts = check(&at.join("set")).unwrap().facts;
-    let problems: Vec<&str> = facts["problems"].as_array().unwrap().iter().filter_map(|p| p.as_str()).collect();
-    assert_eq!(problems.len(), 5, "{problems:?}");
+    let problems: Vec<String> =
+        facts["problems"].as_array().unwrap().iter().map(|p| format!("{} {}", p["path"], p["message"])).collect();
+    assert_eq!(problems.len(), 6, "{problems:?}");
+    assert!(facts["problems"].to_string().contains("the nearest name there is `a003`"), "each says what to do");
     for (name, words) in [
         ("images/a001.png", ""),
         ("images/a002.png", "no mask"),
         ("masks/a003.png", "no picture"),
         ("masks/a004.png", "50 × 40"),
         ("images/a005.png", ""),
+        ("masks/a005.png", ""),
     ] {
         assert!(problems.iter().any(|p| p.contains(name) && p.contains(words)), "{name}: {problems:?}");
     }
@@ -270,6 +275,32 @@ fn a_check_tells_everything_that_is_wrong() {
     // `info` and a training stop at the first.
     assert_eq!(fails(at, &["info", "set"]).0, 3);
     assert_eq!(refused(&request(&at.join("set"))).kind.exit_code(), 3);
+}
+
+#[test]
+fn a_check_goes_on_where_no_case_is_whole_and_after_a_bad_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    for side in ["train", "test"] {
+        discs(&at.join("sides").join(side), &side[..1], 3, u8::from(side == "test"));
+    }
+    for n in 0..3 {
+        let mask = |name: &str| at.join(format!("sides/test/masks/{name}{n:03}.png"));
+        std::fs::rename(mask("t"), mask("x")).unwrap();
+    }
+    std::fs::write(at.join("sides/train/masks/t001.png"), b"no mask").unwrap();
+    let facts = check(&at.join("sides")).unwrap().facts;
+    assert_eq!(facts["problems"].as_array().unwrap().len(), 7, "three pictures, three masks, one mask: {facts}");
+    let table = "image,mask,split\ntrain/images/t000.png,train/masks/t000.png,tran\nno.png,no.png,train\n\
+                 train/images/t002.png,train/masks/t002.png,train\n";
+    std::fs::write(at.join("sides/list.csv"), table).unwrap();
+    let facts = check(&at.join("sides/list.csv")).unwrap().facts;
+    let problems = facts["problems"].to_string();
+    assert!(
+        ["`tran`", "line 3, column `image`", "line 3, column `mask`"].iter().all(|w| problems.contains(w)),
+        "{problems}"
+    );
+    assert_eq!(facts["n_cases"], 1);
 }
 
 #[test]
@@ -291,7 +322,10 @@ fn a_check_tells_voxels_that_are_no_numbers_and_masks_without_foreground() {
     let found = check(at).unwrap();
     assert_eq!(found.facts["nonfinite_voxels"], json!({"b": 2}));
     assert_eq!(found.facts["empty_masks"], json!(["a", "b"]));
-    assert!(found.problems.len() == 1 && found.problems[0].message.contains("foreground"), "{:?}", found.problems);
+    assert!(found.problems.is_empty() && !found.has_foreground, "{:?}", found.problems);
+    let (code, error) = fails(at, &["data", "check", "."]);
+    assert!(code == 3 && error.contains("no mask with foreground"), "{error}");
+    ok(at, &["info", "."]);
 }
 
 #[test]

@@ -1190,10 +1190,10 @@ fn a_run_is_replayed_to_the_same_bytes() {
     std::fs::copy(at.join("one/selection.safetensors"), at.join("given.safetensors")).unwrap();
     train(at, "given", &["--selection", "given.safetensors"]);
     std::fs::remove_file(at.join("given.safetensors")).unwrap();
-    for run in ["one", "given"] {
+    for (run, files) in [("one", 4), ("given", 3)] {
         let answer: Value = serde_json::from_str(&ok(at, &["replay", run, "--threads", "1", "--json"])).unwrap();
         assert_eq!((&answer["same"], &answer["mDice"]), (&Value::from(true), &answer["mDice_replayed"]), "{answer}");
-        assert_eq!(answer["files"].as_object().unwrap().len(), 4, "{answer}");
+        assert_eq!(answer["files"].as_object().unwrap().len(), files, "{answer}");
         assert!(!at.join(run).join("replay").exists(), "nothing new is kept");
     }
     assert_eq!(
@@ -1207,10 +1207,15 @@ fn a_run_is_replayed_to_the_same_bytes() {
     if let Some(Delta::Sparse { new, .. } | Delta::Dense { new, .. }) = patch.deltas.values_mut().next() {
         new[0] += 1.0;
     }
+    let whole = bytes(at, "one/patch.safetensors");
     patch.save(&at.join("one/patch.safetensors")).unwrap();
     let (code, error) = fails(at, &["replay", "one"]);
     assert!(code == 1 && error.contains("not the same: patch.safetensors"), "{error}");
     assert!(at.join("one/replay/patch.safetensors").is_file());
+    // It is asked again, not remembered.
+    std::fs::write(at.join("one/patch.safetensors"), whole).unwrap();
+    std::fs::write(at.join("one/replay/history.csv"), "old").unwrap();
+    ok(at, &["replay", "one"]);
 
     // What cannot be repeated is refused.
     let config = std::fs::read_to_string(at.join("given/config.toml")).unwrap();

@@ -361,6 +361,26 @@ fn fetch(flags: &flags::Fetch, replace: Replace, progress: &Progress, answer: An
     )
 }
 
+/// What keeps a set from being trained on, in one sentence.
+fn checked(found: &data::Found) -> Option<Error> {
+    let leaks = found.facts["leaks"].as_array().map_or(0, Vec::len);
+    let count = |n: usize, what: &str| (n > 0).then(|| format!("{n} {what}{}", if n == 1 { "" } else { "s" }));
+    let no_foreground =
+        (!found.has_foreground && found.problems.is_empty()).then(|| "no mask with foreground".to_string());
+    let wrong = [
+        count(found.problems.len(), "problem").map(|text| format!("{text} with single files")),
+        count(leaks, "leak").map(|text| format!("{text} between the sides")),
+        no_foreground,
+    ];
+    let hint = match (found.problems.is_empty(), leaks) {
+        (false, _) => "each problem says what to do, or take the case out",
+        (true, 0) => "0 is background: are these the masks?",
+        (true, _) => "take one of each pair out, or give both to one side",
+    };
+    let wrong: Vec<String> = wrong.into_iter().flatten().collect();
+    (!wrong.is_empty()).then(|| Error::data(wrong.join(", ")).hint(hint))
+}
+
 fn data_command(
     command: DataCommand,
     replace: Replace,
@@ -387,23 +407,10 @@ fn data_command(
             written(&out, answer)
         }
         DataCommand::Check { path } => {
-            let data::Found { facts, problems } = data::check(&path)?;
-            let leaks = facts["leaks"].as_array().map(Vec::len).unwrap_or(0);
-            let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-            let failed = match (problems.len(), leaks) {
-                (0, 0) => None,
-                (0, leaks) => Some(
-                    Error::data(format!("{} between the sides", count(leaks, "leak")))
-                        .hint("take one of each pair out, or give both to one side"),
-                ),
-                (n, 0) => Some(Error::data(format!("{} with single files", count(n, "problem")))),
-                (n, leaks) => {
-                    let (problems, leaks) = (count(n, "problem"), count(leaks, "leak"));
-                    Some(Error::data(format!("{problems} with single files and {leaks} between the sides")))
-                }
-            };
-            let text = crate::info::text(&facts);
-            partly(facts, text, failed.map(|error| error.at(path)))
+            let found = data::check(&path)?;
+            let failed = checked(&found).map(|error| error.at(path));
+            let text = print::checked(&found);
+            partly(found.facts, text, failed)
         }
         DataCommand::Split { path, out, seed, offline } => {
             crate::io::check_free(&out, replace)?;

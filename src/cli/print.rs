@@ -185,3 +185,16 @@ pub(super) fn doctor() -> Value {
         "newest_run": latest,
     })
 }
+
+/// What a check of a data set found, its problems last, each with what to do.
+pub(super) fn checked(found: &crate::data::Found) -> String {
+    let mut facts = found.facts.clone();
+    if let Some(facts) = facts.as_object_mut() {
+        facts.remove("problems");
+    }
+    let problem = |error: &Error| match &error.hint {
+        Some(hint) => format!("problem  {error}\n  hint: {hint}\n"),
+        None => format!("problem  {error}\n"),
+    };
+    crate::info::text(&facts) + &found.problems.iter().map(problem).collect::<String>()
+}

@@ -15,14 +15,15 @@ pub struct Found {
     /// What must be mended before anything can be trained on it: files that cannot be read, that have no partner or do
     /// not fit it.
     pub problems: Vec<Error>,
+    /// Whether any mask has foreground; without it nothing can be learnt.
+    pub has_foreground: bool,
 }
 
-/// What reading a case tells.
-struct Seen {
+/// What reading a picture or volume tells.
+struct Image {
     content: String,
     /// Voxels that are NaN or infinite; a picture has none.
     n_nonfinite: usize,
-    labels: BTreeSet<usize>,
 }
 
 /// Reads every file of a set; sub-folders train/, val/ and test/, or the sides that a table gives, are compared.
@@ -41,32 +42,29 @@ pub fn check(path: &Path) -> Result<Found> {
         problems.extend(unfit);
     }
     let cases: Vec<&Case> = sets.iter().flat_map(|set| &set.cases).collect();
-    let form = sets[0].form;
-    let looks: Vec<Result<Seen>> = cases.par_iter().map(|case| look(case, form)).collect();
+    let form = sets.iter().find(|set| !set.cases.is_empty()).map_or(Form::Pictures, |set| set.form);
+    let looks: Vec<(Result<Image>, Result<BTreeSet<usize>>)> = cases.par_iter().map(|case| look(case, form)).collect();
     let (mut contents, mut labels) = (BTreeMap::new(), BTreeSet::new());
     let (mut empty, mut nonfinite) = (Vec::new(), BTreeMap::new());
-    for (case, seen) in cases.iter().zip(looks) {
-        let seen = match seen {
-            Ok(seen) => seen,
+    for (case, (image, mask)) in cases.iter().zip(looks) {
+        for error in [image.as_ref().err(), mask.as_ref().err()].into_iter().flatten() {
             // What its header had told already is not told twice.
-            Err(error) => {
-                if !problems.iter().any(|known| known.to_string() == error.to_string()) {
-                    problems.push(error);
-                }
-                continue;
+            if !problems.iter().any(|known| known.to_string() == error.to_string()) {
+                problems.push(error.clone());
             }
-        };
-        contents.insert(case.image.clone(), seen.content);
-        if seen.labels.iter().all(|label| *label == 0) {
-            empty.push(case.id.clone());
         }
-        if seen.n_nonfinite > 0 {
-            nonfinite.insert(case.id.clone(), seen.n_nonfinite);
+        if let Ok(image) = image {
+            contents.insert(case.image.clone(), image.content);
+            if image.n_nonfinite > 0 {
+                nonfinite.insert(case.id.clone(), image.n_nonfinite);
+            }
         }
-        labels.extend(seen.labels);
-    }
-    if !empty.is_empty() && empty.len() == contents.len() {
-        problems.push(Error::data("no mask has foreground").at(path));
+        if let Ok(mask) = mask {
+            if mask.iter().all(|label| *label == 0) {
+                empty.push(case.id.clone());
+            }
+            labels.extend(mask);
+        }
     }
     let sides = sides_of(&sets);
     let named: Vec<(&str, &[Case])> = sides.iter().map(|(name, cases)| (name.as_str(), &cases[..])).collect();
@@ -87,27 +85,33 @@ pub fn check(path: &Path) -> Result<Found> {
         "nonfinite_voxels": nonfinite,
         "leaks": found.leaks,
         "duplicates": found.duplicates,
-        "problems": problems.iter().map(Error::to_string).collect::<Vec<_>>(),
+        "problems": problems.iter().map(|problem| problem.json()["error"].clone()).collect::<Vec<_>>(),
     });
-    Ok(Found { facts, problems })
+    Ok(Found { facts, problems, has_foreground: labels.iter().any(|label| *label != 0) })
 }
 
-fn look(case: &Case, form: Form) -> Result<Seen> {
-    let (content, n_nonfinite, mask) = match form {
+/// Reads a case: what its picture tells, and the labels of its mask.
+fn look(case: &Case, form: Form) -> (Result<Image>, Result<BTreeSet<usize>>) {
+    let (image, mask) = match form {
         Form::Pictures => {
-            let picture = picture::read_picture(&case.image)?;
-            (leak::picture_content(picture.width, &picture.rgb), 0, picture::read_mask(&case.mask)?)
+            let image = picture::read_picture(&case.image)
+                .map(|picture| Image { content: leak::picture_content(picture.width, &picture.rgb), n_nonfinite: 0 });
+            (image, picture::read_mask(&case.mask))
         }
         Form::Volumes => {
-            let (volume, _) = nifti::read_volume(&case.image, 0)?;
-            let n_nonfinite = volume.voxels.iter().filter(|v| !v.is_finite()).count();
-            (leak::volume_content(volume.grid.shape, &volume.voxels), n_nonfinite, nifti::read_labels(&case.mask)?)
+            let image = nifti::read_volume(&case.image, 0).map(|(volume, _)| Image {
+                content: leak::volume_content(volume.grid.shape, &volume.voxels),
+                n_nonfinite: volume.voxels.iter().filter(|v| !v.is_finite()).count(),
+            });
+            (image, nifti::read_labels(&case.mask))
         }
     };
-    let mut seen = vec![false; 1 << 16];
-    mask.voxels.iter().for_each(|v| seen[usize::from(*v)] = true);
-    let labels = seen.iter().enumerate().filter(|(_, seen)| **seen).map(|(label, _)| label).collect();
-    Ok(Seen { content, n_nonfinite, labels })
+    let labels = mask.map(|mask| {
+        let mut seen = vec![false; 1 << 16];
+        mask.voxels.iter().for_each(|v| seen[usize::from(*v)] = true);
+        seen.iter().enumerate().filter(|(_, seen)| **seen).map(|(label, _)| label).collect()
+    });
+    (image, labels)
 }
 
 /// The sides that are compared: folders, or those that a table gives. Cases without a side train, as in a training.

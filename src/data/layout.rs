@@ -22,7 +22,7 @@ pub(super) fn open(name: &str, path: &Path) -> Result<Dataset> {
 }
 
 /// Opens a folder or CSV with all that is wrong with single cases, not the first alone. Cases without a partner are
-/// not among its cases.
+/// not among its cases; perhaps none is left.
 ///
 /// # Errors
 /// A usage error when it is missing; a data error when no layout is recognised, or when cases cannot be told apart.
@@ -127,9 +127,14 @@ fn table(name: &str, path: &Path, problems: &mut Vec<Error>) -> Result<Dataset> 
         };
         let side = match split.map(field).filter(|s| !s.is_empty()) {
             None => None,
-            Some(word) => Some(side(word).ok_or_else(|| {
-                Error::data(format!("line {line}, column `split`: `{word}`, expected train, val or test")).at(path)
-            })?),
+            Some(word) => match side(word) {
+                Some(side) => Some(side),
+                None => {
+                    let wrong = format!("line {line}, column `split`: `{word}`, expected train, val or test");
+                    problems.push(Error::data(wrong).at(path));
+                    continue;
+                }
+            },
         };
         let id = stem(&image);
         let group = group.map(field).filter(|g| !g.is_empty()).map(String::from);
@@ -200,9 +205,8 @@ fn described(name: &str, root: &Path, problems: &mut Vec<Error>) -> Result<Datas
 /// Checks what every layout must keep: one form, unique ids, one size per pair. Sorts by id.
 fn check(mut dataset: Dataset, mut problems: Vec<Error>) -> Result<(Dataset, Vec<Error>)> {
     dataset.cases.sort();
-    if dataset.cases.is_empty() {
-        let first = problems.into_iter().next();
-        return Err(first.unwrap_or_else(|| Error::data("no case in this data set").at(&dataset.root)));
+    if dataset.cases.is_empty() && problems.is_empty() {
+        problems.push(Error::data("no case in this data set").at(&dataset.root));
     }
     if let Some(pair) = dataset.cases.windows(2).find(|p| p[0].id == p[1].id) {
         let (a, b) = (pair[0].image.display(), pair[1].image.display());

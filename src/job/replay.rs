@@ -3,7 +3,7 @@
 use super::train::{self, Judge, check_record};
 use super::{base, select};
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
 use crate::run::Run;
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ use std::path::Path;
 #[derive(Debug)]
 pub struct Replay {
     /// Files of the run, and whether the replay's hold the same: bytes, but for seconds; of metrics.json, every case's scores.
+    /// A selection that was given is not among them.
     pub files: BTreeMap<&'static str, bool>,
     /// mDice of the test cases, of the run and of its replay; `null` without a test case that has one.
     pub mdice: [Value; 2],
@@ -26,7 +27,7 @@ pub struct Replay {
 }
 
 /// Trains with a run's own configuration, split and base, in its sub-folder `replay`. A replay that was stopped goes on
-/// there.
+/// there; one that is complete is made again.
 ///
 /// # Errors
 /// A usage error for a run that is not complete, or that ended when a clock said so; a data or weights error when its cases
@@ -48,30 +49,49 @@ pub fn run(run: Run, progress: &Progress) -> Result<Replay> {
     check_record(&run, &splits, &sha256)?;
     let again = Run { folder: run.folder.join("replay") };
     // A given selection stands in the run; where it came from may be gone.
-    let selection = config.selection.as_ref().map(|_| run.selection());
-    let config = Config { out: Some(again.folder.clone()), selection, ..config };
-    train::complete(config, splits, &sha256, Judge::Test, progress)?;
-    progress.end_log();
-    let mut files = BTreeMap::new();
-    for (name, path) in [
-        ("selection.safetensors", Run::selection as fn(&Run) -> _),
-        ("patch.safetensors", Run::patch),
-        ("history.csv", Run::history),
-    ] {
-        if path(&run).is_file() || path(&again).is_file() {
-            let [then, now] = [&run, &again].map(|run| content(&path(run)));
-            files.insert(name, then? == now?);
-        }
+    let given = config.selection.is_some();
+    // What is missing is known before anything is trained.
+    let then = Kept::read(&run, given)?;
+    // One that differed was kept to be looked at; this call asks again.
+    if again.is_completed() {
+        std::fs::remove_dir_all(&again.folder).map_err(|e| Error::writing(&again.folder, &e))?;
     }
-    let [then, now] = [&run, &again].map(|run| json_of(&run.metrics()));
-    let (then, now) = (then?, now?);
-    files.insert("metrics.json", scores(&then) == scores(&now));
-    let mdice = [then["mDice"].clone(), now["mDice"].clone()];
-    let [then, now] = [&run, &again].map(|run| json_of(&run.record()));
-    let (then, now) = (then?, now?);
+    let config = Config { out: Some(again.folder.clone()), selection: given.then(|| run.selection()), ..config };
+    train::complete(config, splits, &sha256, Judge::Test, progress).map_err(|e| match e.kind {
+        Kind::Interrupted => e.hint("the same `segft replay` goes on from here"),
+        _ => e,
+    })?;
+    progress.end_log();
+    let now = Kept::read(&again, given)?;
+    let mut files: BTreeMap<&'static str, bool> =
+        then.files.iter().map(|(name, bytes)| (*name, now.files.get(name) == Some(bytes))).collect();
+    files.insert("metrics.json", scores(&then.metrics) == scores(&now.metrics));
+    let mdice = [then.metrics["mDice"].clone(), now.metrics["mDice"].clone()];
+    let (then, now) = (then.record, now.record);
     let made_by = ["segft", "device"].iter().filter(|key| then[**key] != now[**key]);
     let made_by = made_by.map(|key| format!("{key}: {}, now {}", then[*key], now[*key])).collect();
     Ok(Replay { files, mdice, made_by, run, again })
+}
+
+/// What of a run is compared.
+struct Kept {
+    files: BTreeMap<&'static str, Vec<u8>>,
+    metrics: Value,
+    record: Value,
+}
+
+impl Kept {
+    /// Reads it; a given selection says nothing about the program.
+    fn read(run: &Run, given: bool) -> Result<Kept> {
+        let mut files = BTreeMap::from([
+            ("patch.safetensors", content(&run.existing_patch()?)?),
+            ("history.csv", content(&run.history())?),
+        ]);
+        if run.selection().is_file() && !given {
+            files.insert("selection.safetensors", content(&run.selection())?);
+        }
+        Ok(Kept { files, metrics: json_of(&run.metrics())?, record: json_of(&run.record())? })
+    }
 }
 
 /// A file's bytes; of a history, without the seconds.

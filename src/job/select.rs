@@ -52,7 +52,7 @@ pub fn prepare(config: &Config, progress: &Progress) -> Result<Splits> {
     let request = request(config);
     if let Some(what) = data::named::download_of(&request) {
         progress.line(what);
-        progress.start("fetching", 0);
+        progress.start("fetching", 1);
         let fetched = data::named::download(&request, &|done, of| progress.of(done as usize, of.unwrap_or(0) as usize));
         progress.end();
         fetched?;

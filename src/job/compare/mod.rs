@@ -50,6 +50,8 @@ use twice::{LeftOut, STILL};
 
 /// Steps of a training where none are given.
 const STEPS: usize = 300;
+/// What to do after an interruption.
+const GO_ON: &str = "the same command goes on from here";
 /// A training that takes longer is said to.
 const LONG_SECONDS: f64 = 180.0;
 
@@ -404,7 +406,10 @@ impl Work<'_> {
                 if let Some(cell) = cell::read::<Cell>(&path)? {
                     // Which rate is right is not known before the trials are done.
                     let wanted = self.cell_setup(row, sides, *seed, cell.setup.lr, cell.setup.lr_multiple)?;
-                    cell::known::<Cell>(&path, &wanted, self.replace)?;
+                    let known = cell::known::<Cell>(&path, &wanted, self.replace)?;
+                    if let Some(judges) = known.and_then(|cell| twice::judges(&cell)) {
+                        twice::check_judge(&path, judges, sides.left_out.len())?;
+                    }
                 }
             }
         }
@@ -500,7 +505,6 @@ impl Work<'_> {
     }
 
     fn train(&self, row: &Row, setup: &Setup, sides: &Sides, judge: Judge, folder: &Path) -> Result<Metrics> {
-        const GO_ON: &str = "the same command goes on from here";
         // A signal that comes between two trainings is seen by nobody else.
         if signal::stopped() {
             return Err(Error::new(Kind::Interrupted, "stopped, what is done is kept").hint(GO_ON));

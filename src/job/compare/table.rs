@@ -23,6 +23,8 @@ pub struct Table {
     doubled_seeds: Option<usize>,
     /// How many cases that a size left out judged that, at most; 0 where only validation did.
     left_out: usize,
+    /// Whether they judged every row.
+    all_left_out: bool,
     /// The only size the trials were made at; `null` for each its own.
     tuned_at: Option<Size>,
     rows: Vec<Row>,
@@ -96,6 +98,7 @@ pub fn read(request: &Request) -> Result<Table> {
     let mut sizes: BTreeMap<Size, String> = BTreeMap::new();
     let mut bases: BTreeMap<Option<&str>, String> = BTreeMap::new();
     for size in &request.sizes {
+        let mut judges = Vec::new();
         for row in &request.rows {
             let mut cells = Vec::new();
             for seed in &request.seeds {
@@ -123,13 +126,16 @@ pub fn read(request: &Request) -> Result<Table> {
                 if cell.trials != cell.setup.lrs.len() * cell.setup.trial_seeds {
                     return Err(Error::data("the number of trials is not the same for every method").at(&path));
                 }
+                judges.extend(twice::judges(&cell).map(|n| (path, n)));
                 cells.push(cell);
             }
             groups.push(Group { method: row.name.clone(), size: *size, cells });
         }
+        twice::check_judges(&judges)?;
     }
     let comparisons = comparisons(&groups, request);
     let cells = groups.iter().flat_map(|group| &group.cells);
+    let asked: Vec<usize> = cells.clone().filter_map(twice::judges).collect();
     let wanted = request.seeds.len();
     Ok(Table {
         kind: "comparison",
@@ -137,7 +143,8 @@ pub fn read(request: &Request) -> Result<Table> {
         trials: first.as_ref().map(|(_, setup)| setup.lrs.len() * setup.trial_seeds),
         trial_seeds: first.as_ref().map(|(_, setup)| setup.trial_seeds),
         doubled_seeds: first.as_ref().map(|(_, setup)| setup.doubled_seeds),
-        left_out: cells.filter_map(|cell| Some(cell.left_out.as_ref()?.cases)).max().unwrap_or(0),
+        left_out: asked.iter().copied().max().unwrap_or(0),
+        all_left_out: asked.into_iter().all(|n| n > 0),
         tuned_at: first.as_ref().and_then(|(_, setup)| setup.tuned_at),
         rows: groups.iter().map(|group| group.row(wanted, request.config.seed)).collect(),
         comparisons,
@@ -372,6 +379,7 @@ impl Table {
             trial_seeds: None,
             doubled_seeds: None,
             left_out: 0,
+            all_left_out: false,
             tuned_at: None,
             rows,
             comparisons,

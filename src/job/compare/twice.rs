@@ -7,11 +7,11 @@
 
 use super::cell::Cell;
 use super::row::Row;
-use super::{Request, Sides, Size, Work};
+use super::{GO_ON, Request, Sides, Size, Work};
 use crate::config::Config;
 use crate::data::{Case, Splits};
 use crate::device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::job::train::{Reference, judging};
 use crate::job::{base, select};
 use crate::predict::Predictor;
@@ -21,7 +21,7 @@ use crate::signal;
 use crate::tune::patch::{Direction, Patch};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Twice the steps must move the mean Dice by less than this.
 pub(super) const STILL: f64 = 0.01;
@@ -57,6 +57,31 @@ pub(super) fn converged(cells: &[Cell]) -> Option<bool> {
     (moved.len() >= asked).then(|| (moved.iter().sum::<f64>() / moved.len() as f64).abs() < STILL)
 }
 
+/// How many left out cases judge a cell, 0 where validation does; `None` for a seed that was not asked.
+pub(super) fn judges(cell: &Cell) -> Option<usize> {
+    cell.converged.map(|_| cell.left_out.as_ref().map_or(0, |left_out| left_out.cases))
+}
+
+/// Refuses files of one size that were not judged alike.
+///
+/// # Errors
+/// A data error that names the file.
+pub(super) fn check_judges(files: &[(PathBuf, usize)]) -> Result<()> {
+    let Some((_, wanted)) = files.first() else { return Ok(()) };
+    files.iter().try_for_each(|(path, found)| check_judge(path, *found, *wanted))
+}
+
+/// # Errors
+/// A data error when as many left out cases as wanted did not judge.
+pub(super) fn check_judge(path: &Path, found: usize, wanted: usize) -> Result<()> {
+    if found == wanted {
+        return Ok(());
+    }
+    Err(Error::data(format!("twice the steps were judged by {found} cases that the size leaves out, not {wanted}"))
+        .at(path)
+        .hint("remove the file, and it is made again"))
+}
+
 impl Request {
     /// Whether this seed's training is made again with twice the steps.
     pub(super) fn is_doubled(&self, seed: u64) -> bool {
@@ -65,16 +90,20 @@ impl Request {
 }
 
 impl Work<'_> {
-    /// The cases of the training set that a size leaves out and that belong to nobody whom the training sees.
+    /// The cases of the training set that a size leaves out: of nobody, and with no content, that is on one of the sides.
     pub(super) fn left_out(&self, size: Size, splits: &Splits) -> Result<Vec<Case>> {
         if size == Size::All {
             return Ok(Vec::new());
         }
         let split_seed = Some(self.request.split_seed());
         let all = select::prepare(&Config { sizes: None, split_seed, ..self.request.config.clone() }, self.progress)?;
-        let seen: BTreeSet<_> = splits.train.iter().chain(&splits.validation).map(Case::unit).collect();
-        let mut others: Vec<Case> = all.train.into_iter().chain(all.validation).collect();
-        others.retain(|case| !seen.contains(&case.unit()));
+        let sides = [&splits.train, &splits.validation, &splits.test];
+        let units: BTreeSet<_> = sides.iter().flat_map(|side| side.iter().map(Case::unit)).collect();
+        let contents: BTreeSet<_> =
+            sides.iter().flat_map(|side| side.iter().filter_map(|case| splits.contents.get(&case.image))).collect();
+        let copied = |case: &Case| all.contents.get(&case.image).is_some_and(|content| contents.contains(content));
+        let mut others: Vec<Case> = all.train.iter().chain(&all.validation).cloned().collect();
+        others.retain(|case| !units.contains(&case.unit()) && !copied(case));
         others.sort();
         others.truncate(splits.test.len());
         Ok(others)
@@ -94,10 +123,11 @@ impl Work<'_> {
         let about = &patch.about;
         let predictor = Predictor::new(&sam, &about.preprocessing, &device);
         let scores = sides.left_out.iter().map(|case| {
-            signal::check()?;
+            signal::check().map_err(|e| e.hint(GO_ON))?;
             Reference::of(case, about.form, &about.preprocessing)?.judged(&predictor, about.threshold)
         });
-        Ok(Report::from_cases(scores.collect::<Result<_>>()?, &judging())?.mdice)
+        // As validation counts it.
+        Ok(Some(Report::from_cases(scores.collect::<Result<_>>()?, &judging())?.mdice.unwrap_or(0.0)))
     }
 }
 
@@ -128,5 +158,13 @@ mod tests {
         let not_asked = Cell { converged: None, ..two(cell(0.7, None, None)) };
         assert_eq!(converged(&[two(cell(0.7, Some(0.7), None)), not_asked]), None);
         assert_eq!(converged(&[]), None);
+
+        let old = cell(0.7, Some(0.7), None);
+        assert_eq!((judges(&old), judges(&apart[0])), (Some(0), Some(0)));
+        assert_eq!(judges(&cell(0.7, Some(0.7), others(0.6, Some(0.6)))), Some(100));
+        assert_eq!(judges(&Cell { converged: None, ..old }), None);
+        check_judges(&[("a".into(), 100), ("b".into(), 100)]).unwrap();
+        let error = check_judges(&[("a".into(), 100), ("b".into(), 0)]).unwrap_err();
+        assert!(error.path.as_deref() == Some(Path::new("b")) && error.message.contains("by 0 cases"), "{error}");
     }
 }

@@ -448,7 +448,9 @@ impl Job<'_> {
         let (best, aligned) = (state.best_mdice(), Vec::new());
         let mut around = Around { job: self, network, validation, course, best, clock, samples, aligned };
         let in_epochs = samples.len().div_ceil(options.batch).saturating_mul(options.epochs);
-        self.progress.start("training", options.steps.unwrap_or(in_epochs));
+        // Nobody knows how many steps fit into minutes.
+        let total = if options.minutes.is_some() { 0 } else { options.steps.unwrap_or(in_epochs) };
+        self.progress.start("training", total);
         let state = crate::train::run(&mut sam, samples, options, state, &mut around, device);
         self.progress.end();
         let state = state?;

@@ -76,7 +76,12 @@ impl Table {
         };
         match self.left_out {
             0 => format!("{seeds} validation mDice"),
-            n => format!("{seeds} mDice of up to {n} cases of the training set that a size leaves out"),
+            n if self.all_left_out => {
+                format!("{seeds} mDice of {n} cases of the training set that the size leaves out")
+            }
+            n => format!(
+                "{seeds} mDice of {n} cases of the training set that the size leaves out, of validation where it leaves none out,"
+            ),
         }
     }
 }
