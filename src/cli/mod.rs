@@ -373,7 +373,7 @@ fn checked(found: &data::Found) -> Option<Error> {
         no_foreground,
     ];
     let hint = match (found.problems.is_empty(), leaks) {
-        (false, _) => "each problem says what to do, or take the case out",
+        (false, _) => "mend these files, or take their cases out",
         (true, 0) => "0 is background: are these the masks?",
         (true, _) => "take one of each pair out, or give both to one side",
     };
