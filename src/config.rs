@@ -85,6 +85,8 @@ pub struct Config {
     pub steps: Option<usize>,
     /// Highest learning rate; the method's own by default.
     pub lr: Option<f64>,
+    /// Highest learning rate of the mask decoder; `lr` by default.
+    pub decoder_lr: Option<f64>,
     /// Samples a step.
     pub batch: usize,
     /// `adam`, `adamw`, `adam-atan2`, `sgd` or `adafactor`.
@@ -170,6 +172,7 @@ impl Default for Config {
             minutes: None,
             steps: None,
             lr: None,
+            decoder_lr: None,
             batch: 4,
             optimizer: Algorithm::default(),
             weight_decay: None,
@@ -356,6 +359,9 @@ impl Config {
         if method.rule().is_none() {
             (config.k, config.ratio, config.budget, config.score, config.group) = (None, None, None, None, None);
         }
+        if !config.trains_encoder()? {
+            config.decoder_lr = None;
+        }
         if method::rule(method, &config.settings()).is_none_or(|rule| !rule.score.reads_gradients()) {
             config.selection_loss = None;
         }
@@ -471,6 +477,16 @@ impl Config {
         if self.lr.is_some_and(|lr| !(lr > 0.0 && lr.is_finite())) {
             return wrong("--lr must be above 0".into());
         }
+        if self.decoder_lr.is_some_and(|lr| !(lr > 0.0 && lr.is_finite())) {
+            return wrong("--decoder-lr must be above 0".into());
+        }
+        if self.decoder_lr.is_some() && !self.decoder {
+            return wrong("--decoder-lr does not go with --no-decoder: no weight would learn at it".into());
+        }
+        if self.decoder_lr.is_some() && !self.trains_encoder()? {
+            return Err(Error::usage(format!("--decoder-lr does not go with `--method {}`", self.method))
+                .hint("nothing but the decoder trains: --lr is its learning rate"));
+        }
         if self.minutes.is_some_and(|m| !(m > 0.0 && m.is_finite())) {
             return wrong("--minutes must be above 0".into());
         }
@@ -512,6 +528,12 @@ impl Config {
             return Ok(());
         }
         Err(Error::usage(format!("--no-decoder leaves nothing to train with `--method {}`", self.method)))
+    }
+
+    /// Whether anything trains in the image encoder or beside it.
+    fn trains_encoder(&self) -> Result<bool> {
+        let settings = Settings { decoder: Train::No, ..self.settings() };
+        Ok(method::trains(method::find(&self.method)?, &settings))
     }
 
     /// Several networks share blocks that stay, and pictures that stay.
@@ -602,7 +624,7 @@ impl Config {
 pub const BUDGETS: [&str; 3] = ["k", "ratio", "budget"];
 
 /// Keys that mean something to one method, and little to another.
-const OF_A_METHOD: [&str; 8] = ["k", "ratio", "budget", "score", "group", "selection_loss", "rank", "lr"];
+const OF_A_METHOD: [&str; 9] = ["k", "ratio", "budget", "score", "group", "selection_loss", "rank", "lr", "decoder_lr"];
 
 /// Variables that are no keys of a training.
 const OTHER_VARIABLES: [&str; 4] = ["SEGFT_CACHE", "SEGFT_SHARED", "SEGFT_PARITY_DIR", "SEGFT_FETCH_BASE_URL"];
@@ -887,6 +909,9 @@ mod tests {
             (&["adam_eps=0"], "above 0"),
             (&["adam_eps=per-laier"], "did you mean `per-layer`"),
             (&["lr_base_width=0"], "at least 1"),
+            (&["decoder_lr=0"], "above 0"),
+            (&["decoder_lr=0.001", "decoder=false"], "--no-decoder"),
+            (&["decoder_lr=0.001", "method=decoder"], "--lr is its learning rate"),
             (&["lr_scaling=ful"], "did you mean `full`"),
             (&["optimizer=adm"], "did you mean `adam`"),
         ] {

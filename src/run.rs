@@ -259,6 +259,10 @@ impl Run {
     pub fn predictions(&self) -> PathBuf {
         self.folder.join("predictions")
     }
+    /// All of it as one page.
+    pub fn report(&self) -> PathBuf {
+        self.folder.join("report.html")
+    }
     /// What was said while training.
     pub fn log(&self) -> PathBuf {
         self.folder.join("log.txt")

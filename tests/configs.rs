@@ -46,7 +46,7 @@ fn told(help: &str) -> BTreeMap<String, String> {
 }
 
 /// Flags of `train` whose default is said in words that are no value of a key.
-const IN_WORDS: [&str; 11] = [
+const IN_WORDS: [&str; 12] = [
     // No key: of messages.
     "color",
     // The method's own.
@@ -61,8 +61,9 @@ const IN_WORDS: [&str; 11] = [
     "threads",
     // Chosen on validation.
     "threshold",
-    // That of --seed.
+    // That of --seed, that of --lr.
     "split-seed",
+    "decoder-lr",
     // Numbered.
     "out",
 ];

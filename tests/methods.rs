@@ -788,7 +788,8 @@ fn every_optimizer_survives_a_stop() {
     let start = patch::capture(&fresh.weights, &plan);
     for algorithm in [Algorithm::Adam, Algorithm::AdamW, Algorithm::AdamAtan2, Algorithm::Sgd, Algorithm::Adafactor] {
         let scaling = Scaling { rates: LrScaling::Full, base: 52, ..Scaling::default() };
-        let options = Options { optimizer: optimizer::Settings { algorithm, decay: 0.1, scaling }, ..options(6) };
+        let options =
+            Options { optimizer: optimizer::Settings { algorithm, decay: 0.1, scaling, decoder: None }, ..options(6) };
         let state_file = folder.path().join("state.safetensors");
         let run = |state: State, stop_at: usize| {
             let mut sam = small_sam();

@@ -1232,6 +1232,57 @@ fn a_run_is_replayed_to_the_same_bytes() {
 }
 
 #[test]
+fn a_run_is_reported_as_one_page_that_needs_nothing_else() {
+    let folder = workplace();
+    let at = folder.path();
+    let metrics = train(at, "one", &[]);
+    let page = String::from_utf8(bytes(at, "one/report.html")).unwrap();
+    assert_eq!(page.matches("data:image/jpeg;base64,").count(), 4, "a picture a test case");
+    assert_eq!(page.matches("<svg").count(), 2, "loss and validation");
+    assert!(page.contains(&format!("{:.3}", metrics["mDice"].as_f64().unwrap())));
+    for outside in ["http:", "https:", "<script", "<link", "src=\"/", "url("] {
+        // The namespace of SVG is a name, nothing that is loaded.
+        assert!(!page.replace("xmlns=\"http://www.w3.org/2000/svg\"", "").contains(outside), "{outside}");
+    }
+    for case in metrics["metric_per_case"].as_array().unwrap() {
+        assert!(page.contains(case["case"].as_str().unwrap()));
+        assert!(at.join(case["image_file"].as_str().unwrap()).is_file());
+    }
+    // The same run gives the same page, and that is nothing to replace.
+    assert_eq!(ok(at, &["report"]).trim(), "one/report.html");
+    assert_eq!(bytes(at, "one/report.html"), page.as_bytes());
+    // A page without pictures does not take the place of one that has them.
+    std::fs::rename(at.join("held-out/images"), at.join("held-out/away")).unwrap();
+    let (code, error) = fails(at, &["report", "one"]);
+    assert!(code == 2 && error.contains("already exists"), "{error}");
+    let answer: Value = serde_json::from_str(&ok(at, &["report", "one", "--out", "bare.html", "--json"])).unwrap();
+    assert_eq!((&answer["cases"], &answer["pictures"]), (&4.into(), &0.into()));
+    let bare = String::from_utf8(bytes(at, "bare.html")).unwrap();
+    assert!(bare.contains("4 pictures cannot be shown") && bare.contains("no such file"), "{bare}");
+    // Nor does one of a run whose files are others by now; and a run that is complete is not touched by --resume.
+    std::fs::rename(at.join("held-out/away"), at.join("held-out/images")).unwrap();
+    let prediction = at.join(metrics["metric_per_case"][0]["prediction_file"].as_str().unwrap());
+    let (width, height) = picture::picture_size(&prediction).unwrap();
+    let grid = Grid::picture(width, height);
+    picture::write_mask(&prediction, &Labels { voxels: vec![1; grid.len()], grid }).unwrap();
+    let (code, error) = fails(at, &["report", "one", "--out", "one/metrics.json", "--force"]);
+    assert!(code == 2 && error.contains(".html"), "{error}");
+    let answer: Value =
+        serde_json::from_str(&ok(at, &["report", "one", "--out", "other.html", "--threads", "1", "--json"])).unwrap();
+    assert!(
+        answer["pictures"] == 3 && answer["missing"][0].as_str().unwrap().contains("when it was scored"),
+        "{answer}"
+    );
+    std::fs::remove_file(at.join("runs/latest")).unwrap();
+    assert_eq!(fails(at, &["train", "--resume", "one"]).0, 2);
+    assert!(at.join("runs/latest").is_file() && bytes(at, "one/report.html") == page.as_bytes());
+    // What is not whole has nothing to report.
+    std::fs::remove_file(at.join("one/metrics.json")).unwrap();
+    let (code, error) = fails(at, &["report", "one"]);
+    assert!(code == 2 && error.contains("not complete"), "{error}");
+}
+
+#[test]
 fn without_decoder_and_biases_only_the_selection_trains() {
     let folder = workplace();
     let metrics = train(folder.path(), "bare", &["--no-decoder", "--no-biases"]);

@@ -214,6 +214,19 @@ fn run(cli: Cli, told: &Cell<bool>) -> Result<()> {
             }
             written(&to, &answer)
         }
+        Command::Report { run, out, threads } => {
+            crate::device::limit_threads(threads)?;
+            let run = run.map(|folder| Run::open(&folder)).unwrap_or_else(Run::newest)?;
+            let made = job::report::run(&run, out.as_deref(), replace)?;
+            if let Some(warning) = made.warning() {
+                progress.warn(warning);
+            }
+            let path = made.path.display().to_string();
+            answer(
+                json!({ "report": path, "cases": made.cases, "pictures": made.pictures, "missing": made.missing, "bytes": made.bytes }),
+                path,
+            )
+        }
         Command::Replay { run, threads } => {
             crate::device::limit_threads(threads)?;
             let run = run.map(|folder| Run::open(&folder)).unwrap_or_else(Run::newest)?;

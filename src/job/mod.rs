@@ -11,6 +11,7 @@ pub mod predict;
 pub mod pretrain;
 pub mod prompt;
 pub mod replay;
+pub mod report;
 pub mod score;
 pub mod select;
 pub mod train;

@@ -7,7 +7,7 @@ use super::adafactor;
 use super::scaling::{Epsilon, Factor, Family, Scaling};
 use crate::model::kernel::adam::{self, BETA1, BETA2, Denominator};
 use crate::model::weights::to_vec;
-use crate::model::{Kind, Weight, Weights};
+use crate::model::{Kind, Part, Weight, Weights};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -53,6 +53,9 @@ pub struct Settings {
     pub algorithm: Algorithm,
     /// By how much of itself a matrix decays at a learning rate of 1: for [`Algorithm::AdamW`].
     pub decay: f64,
+    /// The learning rate of what trains beside the image encoder (the mask decoder and the "no mask" embedding), as a part of
+    /// the encoder's; 1 by default.
+    pub decoder: Option<f64>,
     /// Rates and epsilons by width.
     pub scaling: Scaling,
 }
@@ -158,6 +161,7 @@ impl Optimizer {
 
 impl Own {
     fn of(weight: &Weight, settings: &Settings) -> Own {
+        let part = settings.decoder.filter(|_| weight.spec.part != Part::ImageEncoder).unwrap_or(1.0);
         let (factor, factors) = match settings.scaling.factor(weight, settings.algorithm.family()) {
             Factor::Same(factor) => (factor, None),
             Factor::Each(factors) => (1.0, Some(tensor(factors, &weight.value.device().without_autodiff()))),
@@ -167,7 +171,7 @@ impl Own {
         let anchor = chosen
             .filter(|_| settings.algorithm == Algorithm::AdamW)
             .map(|chosen| chosen.values.clone().without_autodiff());
-        Own { factor, factors, epsilon: settings.scaling.epsilon(&weight.spec), anchor }
+        Own { factor: factor * part, factors, epsilon: settings.scaling.epsilon(&weight.spec), anchor }
     }
 
     /// Values with this part of them, or of their way from the anchor, taken away.
@@ -317,6 +321,29 @@ mod tests {
             values(&sam).iter().zip(&before).map(|(a, b)| (a - b) / 1e-3).filter(|m| *m != 0.0).collect();
         assert_eq!(moves.len(), 768 * 192 + 3 + 192);
         assert!(moves.iter().all(|m| (m.abs() - 1.0).abs() < 1e-3));
+    }
+
+    #[test]
+    fn the_decoder_learns_at_its_own_rate() {
+        const HEAD: &str = "mask_decoder.transformer.layers.0.mlp.lin1.bias";
+        for algorithm in ALGORITHMS {
+            // How far the decoder's and the encoder's bias move in a first step.
+            let moves = |decoder: Option<f64>| {
+                let mut sam = network();
+                sam.weights.get_mut(HEAD).unwrap().train_all();
+                let held = |sam: &Sam, name: &str| to_vec(sam.weights.get(name).unwrap().value.clone());
+                let before = [HEAD, BIAS].map(|name| held(&sam, name));
+                let mut optimizer = Optimizer::new(Settings { decoder, ..settings(algorithm) }, &sam.weights);
+                steps(&mut optimizer, &mut sam, 0..1, 1.0);
+                [(HEAD, &before[0]), (BIAS, &before[1])].map(|(name, before)| {
+                    let after = held(&sam, name);
+                    after.iter().zip(before).map(|(a, b)| f64::from((a - b).abs())).sum::<f64>()
+                })
+            };
+            let ([head, bias], [slower, same]) = (moves(None), moves(Some(0.25)));
+            assert!(bias > 0.0 && bias == same, "{algorithm:?}: the encoder's rate is as it was");
+            assert!((slower / head - 0.25).abs() < 1e-3, "{algorithm:?}: {slower} of {head}");
+        }
     }
 
     #[test]

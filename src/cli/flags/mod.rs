@@ -105,6 +105,17 @@ pub(in crate::cli) enum Command {
         #[arg(long)]
         model: Option<String>,
     },
+    /// A run as one HTML page: scores, curves, pictures with both outlines, every case
+    Report {
+        /// Run folder [default: the newest completed run]
+        run: Option<PathBuf>,
+        /// The file to write [default: report.html in the run folder]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// Threads [default: all processors]
+        #[arg(long, value_name = "THREADS", env = "SEGFT_THREADS", hide_env_values = true, value_parser = whole)]
+        threads: Option<usize>,
+    },
     /// Train a run once more and compare: the same selection, patch, history and scores?
     Replay {
         /// Run folder; the newest completed run by default

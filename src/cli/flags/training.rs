@@ -99,6 +99,9 @@ pub(in crate::cli) struct One {
     /// Highest learning rate [default: the method's own]
     #[arg(long, help_heading = "Training")]
     lr: Option<f64>,
+    /// Highest learning rate of the mask decoder [default: that of --lr]
+    #[arg(long, value_name = "LR", help_heading = "Training")]
+    decoder_lr: Option<f64>,
     /// Epochs without a better validation mDice before training stops [default: 12]
     #[arg(long, help_heading = "Training", value_parser = whole)]
     patience: Option<usize>,

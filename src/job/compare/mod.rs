@@ -113,7 +113,7 @@ impl TryFrom<String> for Size {
 }
 
 /// What changes what comes out, beside method, base, data, steps and learning rate: shared, or a row's own.
-const OPTIONS: [&str; 25] = [
+const OPTIONS: [&str; 26] = [
     "k",
     "ratio",
     "budget",
@@ -129,6 +129,7 @@ const OPTIONS: [&str; 25] = [
     "adam_eps",
     "lr_scaling",
     "lr_base_width",
+    "decoder_lr",
     "image_size",
     "resize",
     "augment",
@@ -243,7 +244,7 @@ impl Request {
     /// The settings that all trainings share and that change what comes out.
     fn options(&self) -> Result<Map<String, Value>> {
         // What results of before these keys do not say is the default.
-        const LATER: [&str; 11] = [
+        const LATER: [&str; 12] = [
             "ratio",
             "budget",
             "score",
@@ -254,6 +255,7 @@ impl Request {
             "weight_decay",
             "lr_scaling",
             "lr_base_width",
+            "decoder_lr",
             "dtype",
         ];
         let mut config = self.config.clone();

@@ -6,7 +6,7 @@ mod reference;
 
 use super::case::{prompt_free, result_path};
 use super::forecast::{self, Memory};
-use super::{base, select};
+use super::{base, report, select};
 use crate::config::Config;
 use crate::data::{self, Case, Splits};
 use crate::device::{self, available_memory, peak_rss_mib};
@@ -72,8 +72,23 @@ pub fn start(config: Config, replace: Replace, progress: &Progress) -> Result<Ou
     Run::check_free(config.out.as_deref(), replace)?;
     let splits = select::prepare(&config, progress)?;
     let outcome = begin(config, splits, Judge::Test, replace, progress)?;
-    tell_latest(&outcome.run, progress);
+    crown(&outcome.run, progress);
     Ok(outcome)
+}
+
+/// A training that the user asked for is over: `runs/latest` names it, and it gets its page. It is whole without both;
+/// `segft report` makes the page again.
+fn crown(run: &Run, progress: &Progress) {
+    tell_latest(run, progress);
+    match report::run(run, None, Replace::Allowed) {
+        Ok(made) => {
+            progress.line(format!("report       {}", made.path.display()));
+            if let Some(warning) = made.warning() {
+                progress.warn(warning);
+            }
+        }
+        Err(error) => progress.warn(format!("no report: {error}")),
+    }
 }
 
 /// The run is whole; that the current folder cannot be written is no reason to fail.
@@ -195,7 +210,7 @@ pub fn resume(run: Run, progress: &Progress) -> Result<Outcome> {
     let config = Config::load(&run.config())?;
     let splits = select::prepare(&config, progress)?;
     let outcome = go_on(run, config, splits, Judge::Test, progress)?;
-    tell_latest(&outcome.run, progress);
+    crown(&outcome.run, progress);
     Ok(outcome)
 }
 
@@ -307,6 +322,9 @@ impl Job<'_> {
         let options = options(config, method);
         let optimizer::Settings { algorithm, scaling, .. } = options.optimizer;
         scaling.lines(&sam, algorithm.family()).iter().for_each(|line| progress.detail(line));
+        if let Some(rate) = config.decoder_lr {
+            progress.detail(format!("decoder      learns at {rate:e} where that says lr"));
+        }
         let need = forecast::training(&sam, size, options.batch, Activations::Kept);
         sam.activations = forecast::activations(config.recompute, need, &self.device);
         memory.training =
@@ -523,6 +541,14 @@ impl Job<'_> {
         Ok(proof)
     }
 
+    /// The cases that judge the training.
+    fn judged(&self) -> &[Case] {
+        match self.judge {
+            Judge::Test => &self.splits.test,
+            Judge::Validation => &self.splits.validation,
+        }
+    }
+
     /// Predicts and scores the cases that judge: test cases are read here for the first time.
     fn test(&self, sam: &Sam, preprocessing: &Preprocessing, threshold: f32) -> Result<Report> {
         let form = self.splits.dataset.form;
@@ -531,10 +557,7 @@ impl Job<'_> {
         std::fs::create_dir_all(&folder).map_err(|e| Error::writing(&folder, &e))?;
         let options = score::Options { seed: self.config.seed, ..score::Options::default() };
         let mut scores = Vec::new();
-        let cases = match self.judge {
-            Judge::Test => &self.splits.test,
-            Judge::Validation => &self.splits.validation,
-        };
+        let cases = self.judged();
         self.progress.start("testing", cases.len());
         for (done, case) in cases.iter().enumerate() {
             signal::check()?;
@@ -588,6 +611,10 @@ impl Job<'_> {
             "frozen_weights_unchanged": proof.moved.is_empty(),
             "frozen_weights": proof.frozen_values,
         });
+        for case in metrics["metric_per_case"].as_array_mut().into_iter().flatten() {
+            let mine = self.judged().iter().find(|one| case["case"] == one.id.as_str());
+            case["image_file"] = mine.map(|one| one.image.display().to_string()).into();
+        }
         if let (Some(all), Some(own)) = (metrics.as_object_mut(), own.as_object()) {
             all.extend(own.clone());
         }
@@ -638,13 +665,15 @@ impl Job<'_> {
 pub(super) fn options(config: &Config, method: &dyn method::Tuning) -> Options {
     // With a clock or counted steps, epochs are only counted.
     let limited = config.minutes.is_some() || config.steps.is_some();
+    let lr = config.lr.unwrap_or_else(|| method.lr());
     Options {
         epochs: if limited { usize::MAX } else { config.epochs },
         batch: config.batch,
-        lr: config.lr.unwrap_or_else(|| method.lr()),
+        lr,
         optimizer: optimizer::Settings {
             algorithm: config.optimizer,
             decay: config.weight_decay.unwrap_or(0.0),
+            decoder: config.decoder_lr.map(|decoder| decoder / lr),
             scaling: Scaling { rates: config.lr_scaling, base: config.lr_base_width, epsilon: config.adam_eps },
         },
         seed: config.seed,
